@@ -1,0 +1,115 @@
+"""`python -m train CONFIG [--workdir DIR] [--section.key VALUE …]`"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from train import serialise, workdir
+from train.config import ConfigError, Experiment, check
+
+USAGE = """usage: python -m train CONFIG [--workdir DIR] [--section.key VALUE …]
+
+Trains, evaluates, checkpoints, and resumes if the workdir has a checkpoint.
+
+CONFIG is a name below, a Python file with experiment(), a config.json or a workdir.
+  {names}
+
+Every field of the experiment is an option: `python -m train CONFIG --help` lists them.
+  --workdir DIR          where the run lives (runs/CONFIG)
+  --print-config         show the experiment as JSON, and stop
+  --overfit-one-batch    sanity check: can the model learn one batch?
+  --accept-changes       go on in a workdir with another configuration
+  --log plain            lines instead of a progress bar
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is not part of the experiment."""
+
+    workdir: Path
+    print_config: bool = False
+    overfit_one_batch: bool = False
+    accept_changes: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when trained, complete or stopped by a signal; 2 for a wrong configuration; 1 for a failure."""
+    source, *rest = sys.argv[1:] if arguments is None else arguments or ["--help"]
+    if source in ("-h", "--help"):
+        print(USAGE.format(names="\n  ".join(serialise.shipped())))
+        return 0
+    try:
+        experiment, options = parse(source, rest)
+        check(experiment)
+        if options.print_config:
+            print(json.dumps(serialise.to_dict(experiment), indent=2))
+            return 0
+        return run(experiment, options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(source: str, arguments: list[str]) -> tuple[Experiment, Options]:
+    """The experiment with the command line's changes. Exits with 2 on a key that does not exist."""
+    import tyro
+
+    default = serialise.load(source)
+    path = Path(source)
+    home = path if path.is_dir() else Path("runs") / path.stem
+    if path.name == workdir.CONFIG:
+        home = path.parent
+
+    def together(
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(home),
+    ) -> tuple[Experiment, Options]:
+        return experiment, options
+
+    return tyro.cli(together, prog=f"python -m train {source}", args=arguments)
+
+
+def run(experiment: Experiment, options: Options) -> int:
+    """Imports jax only now: all that can be wrong without it has been checked."""
+    directory = options.workdir
+    if not options.overfit_one_batch:
+        workdir.claim(directory, experiment, accept_changes=options.accept_changes)
+        if result := workdir.result(directory):
+            print(f"{directory} is complete: {summary(result, directory)}")
+            return 0
+    from train import loop
+    from train.checkpoint import CheckpointError
+
+    try:
+        if options.overfit_one_batch:
+            return 0 if loop.overfit(experiment) else 1
+        result = loop.fit(experiment, directory)
+    except (CheckpointError, loop.NonFinite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"done: {summary(result, directory)}"
+        if result
+        else f"stopped: all is saved in {directory}; the same command goes on"
+    )
+    return 0
+
+
+def summary(result: dict, directory: Path) -> str:
+    """What was reached and where it lies."""
+    shares = ("accuracy", "top5")
+    reached = ", ".join(
+        f"{key} {100 * value:.2f} %" if key in shares else f"{key} {value:.4f}"
+        for key, value in result["test"].items()
+    )
+    return (
+        f"test {reached} at the best of {result['steps']} steps ({result['best_step']}), "
+        f"{result['training_seconds']:.0f} s of training; {directory / 'model'} holds the weights"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

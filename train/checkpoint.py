@@ -1,0 +1,509 @@
+"""Checkpoints that are whole or absent: Orbax writes them, a manifest of SHA-256 seals them.
+
+    checkpoints/
+      1200/                         sealed
+        state/                      the State as an Orbax pytree of plain nested dicts
+        data/process_0-of-1.json    each process's position in its data
+        manifest.json               step, metrics, leaves, files with size and hash
+      1400.staged/                  being written, or left by a kill; never listed
+
+Life of a save: staged → hashed → manifest → renamed to its step → older ones deleted. A rename is
+atomic and comes last, so a directory named by a number is complete, and a kill at any moment leaves
+every checkpoint that was there before. Every file is compared with the manifest before it is used.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from train.config import ConfigError
+from train.state import State
+from zoo import tree
+
+MANIFEST = "manifest.json"
+STAGED, TRASH = ".staged", ".trash"
+NOTHING, REFUSED = -1, -2  # what process 0 may tell the others instead of a step
+
+# What Orbax logs as an error it also raises; its tracebacks would tear the progress bar.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or does not fit the run; the message says what to do."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """A file of a sealed checkpoint is not what was sealed; the message names it."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found.
+
+    `data` is this process's position in the data, or None where another number of processes saved.
+    """
+
+    step: int
+    state: State
+    data: Any
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory. A context manager: leaving it waits and seals.
+
+    keep          newest checkpoints that stay, beside the best one
+    best          the metric that names the best one; "-loss" where less is better
+    asynchronous  `save` returns once the state is copied off the devices
+    strict        a damaged checkpoint raises instead of falling back to an older one
+    warn          is told, in one line each, what was cleaned up, skipped or lost
+    writable      False only reads: nothing is created, finished or removed, so that another
+                  process may be training in the same directory
+
+    All processes of a run make the same calls in the same order; process 0 alone seals, renames and
+    deletes. Raises ConfigError where `directory` cannot be written or `keep` is below 1.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        keep: int = 2,
+        best: str = "accuracy",
+        asynchronous: bool = True,
+        strict: bool = False,
+        warn: Callable[[str], None],
+        writable: bool = True,
+    ):
+        if keep < 1:
+            raise ConfigError(f"checkpoint.keep is {keep}: keep at least 1 checkpoint")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._metric = best.removeprefix("-")
+        self._sign = -1 if best.startswith("-") else 1
+        self._asynchronous = asynchronous
+        self._strict = strict
+        self._warn = warn
+        self._writable = writable
+        self._damaged: set[int] = set()
+        self._pending: Future[None] | None = None
+        if writable:
+            check_writable(self.directory)
+        if writable and jax.process_index() == 0:
+            self._recover()
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        data: Any = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes `state`, this process's JSON-able `data` and `metrics` as checkpoint `step`.
+
+        Waits for the save before this one. The caller may donate `state` as soon as this returns. A
+        checkpoint of the same step is replaced. Raises CheckpointError if this save or the one
+        before it fails, ConfigError if `metrics` lack the one that chooses the best.
+        """
+        self.wait()
+        if not self._writable:
+            raise CheckpointError(f"{self.directory} was opened for reading only")
+        if metrics and self._metric not in metrics:
+            raise ConfigError(
+                f"checkpoints are chosen by {self._metric!r}, but the evaluation gave: "
+                + ", ".join(sorted(metrics))
+            )
+        leaves = _savable(state)
+        record = {
+            "step": step,
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+            "leaves": specs(leaves),
+        }
+        with self._nothing_half_written(step):
+            if jax.process_index() == 0:
+                self._remove_unfinished()
+            with ocp.Context(async_options=ASYNC):
+                response = ocp.save_checkpointables_async(
+                    str(self._staged(step)),
+                    {"state": tree.unflatten(leaves), "data": DataState(data)},
+                )
+        self._pending = in_background(lambda: self._finish(step, response, record))
+        if not self._asynchronous:
+            self.wait()
+
+    def poll(self) -> None:
+        """Raises the CheckpointError of a background save that failed; else costs nothing."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the save under way is sealed; raises CheckpointError if it failed."""
+        if self._pending is None:
+            return
+        try:
+            self._pending.result()
+        finally:
+            if self._pending.done():  # not after Ctrl-C: that save goes on
+                self._pending = None
+
+    close = wait
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The sealed steps in order, without those that `restore` found damaged."""
+        return [step for step in self._sealed() if step not in self._damaged]
+
+    def latest(self) -> int | None:
+        """The newest of `steps`."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best metric, the later of equals; None if none was saved with one."""
+        scores = ((self._score(step), step) for step in self.steps())
+        return max((pair for pair in scores if not math.isnan(pair[0])), default=(0, None))[1]
+
+    def restore(self, abstract: State, step: int | None = None) -> Restored | None:
+        """The newest undamaged checkpoint, or that of `step`; None where there is none at all.
+
+        `abstract` is the run's State of `jax.ShapeDtypeStruct`: its shardings say where each leaf
+        goes (the first device where a leaf has none), whatever mesh saved it. Raises
+        CorruptCheckpoint if every checkpoint is damaged, or `step` or the newest under `strict`;
+        CheckpointError with all differences if a leaf is missing, extra or of another shape or
+        dtype, or if there is no checkpoint of `step`.
+        """
+        self.wait()
+        chosen = self._agree(lambda: self._choose(step))
+        return None if chosen is None else self._load(chosen, abstract)
+
+    def _choose(self, step: int | None) -> int | None:
+        sealed = self._sealed()
+        if step is not None and step not in sealed:
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}: {sealed}")
+        for candidate in [step] if step is not None else reversed(sealed):
+            try:
+                verify(self._final(candidate))
+                return candidate
+            except CorruptCheckpoint as error:
+                if self._strict or step is not None:
+                    raise
+                self._damaged.add(candidate)
+                self._warn(f"DAMAGED CHECKPOINT {candidate} is skipped: {error}")
+        if sealed:
+            raise CorruptCheckpoint(
+                f"every checkpoint in {self.directory} is damaged ({sealed}): put back a good "
+                "copy, or train again from the start in another workdir"
+            )
+        return None
+
+    def _agree(self, choose: Callable[[], int | None]) -> int | None:
+        """What process 0 chose, on all: reading the files twice could end in two answers."""
+        if jax.process_count() == 1:
+            return choose()
+        chosen, refusal = REFUSED, None
+        if jax.process_index() == 0:
+            try:
+                found = choose()
+                chosen = NOTHING if found is None else found
+            except CheckpointError as error:
+                refusal = error
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == REFUSED:
+            raise refusal or CheckpointError("process 0 could not restore: see its message")
+        return None if chosen == NOTHING else chosen
+
+    def _load(self, step: int, abstract: State) -> Restored:
+        directory = self._final(step)
+        manifest = read_manifest(directory)
+        wanted = tree.flatten(abstract)
+        # Orbax would cast another dtype without a word.
+        if lines := differences(manifest["leaves"], specs(wanted)):
+            raise CheckpointError(
+                f"checkpoint {directory} does not fit this run:\n"
+                + "\n".join(lines)
+                + "\nResume with the settings that wrote it, or start in another workdir."
+            )
+        data = DataState()
+        try:
+            loaded = ocp.load_checkpointables(
+                str(directory), {"state": tree.unflatten(_placed(wanted)), "data": data}
+            )
+        except Exception as error:
+            raise CheckpointError(f"checkpoint {directory} cannot be loaded: {error}") from error
+        if not data.found:
+            self._warn(
+                f"checkpoint {step} was saved by another number of processes than "
+                f"{jax.process_count()}: its position in the data is lost"
+            )
+        leaves = tree.flatten(loaded["state"])
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in wanted])
+        return Restored(step, state, data.value, manifest["metrics"])
+
+    def _finish(self, step: int, response: Any, record: dict[str, Any]) -> None:
+        with self._nothing_half_written(step):
+            response.result()  # of all processes
+            if jax.process_index() == 0:
+                seal(self._staged(step), record)
+                self._publish(step)
+                self._delete_old(step)
+
+    def _publish(self, step: int) -> None:
+        """Gives a staged checkpoint its name, in place of an older one of the same step."""
+        self._discard(step)
+        self._staged(step).rename(self._final(step))
+        _sync(self.directory)
+        self._damaged.discard(step)
+        shutil.rmtree(self._path(step, TRASH), ignore_errors=True)
+
+    def _discard(self, step: int) -> None:
+        # Renamed first: a kill halfway through a deletion must not leave a damaged checkpoint.
+        if self._final(step).exists():
+            self._final(step).rename(self._path(step, TRASH))
+
+    def _delete_old(self, saved: int) -> None:
+        kept = {saved, self.best(), *self.steps()[-self._keep :]}
+        for step in set(self.steps()) - kept:
+            self._discard(step)
+            shutil.rmtree(self._path(step, TRASH), ignore_errors=True)
+
+    @contextmanager
+    def _nothing_half_written(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if jax.process_index() == 0:
+                self._remove_unfinished()
+            raise CheckpointError(
+                f"checkpoint {step} could not be written to {self.directory}: {error}\n"
+                f"Earlier checkpoints ({self.steps()}) are untouched. Make room or repair the "
+                "directory, then start the same command again: it resumes from the newest."
+            ) from error
+
+    def _recover(self) -> None:
+        """Finishes or removes what a kill left."""
+        for path in self._unfinished():
+            step = int(path.name.partition(".")[0])
+            if path.name.endswith(STAGED) and (path / MANIFEST).exists():
+                self._publish(step)  # only its last rename was missing
+            elif not path.name.endswith(TRASH):
+                self._warn(f"removed {path}: its save was interrupted")
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        for path in self._unfinished():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _unfinished(self) -> list[Path]:
+        """Everything this class or Orbax names `<step>.<suffix>`."""
+        return [path for path in self._entries() if re.fullmatch(r"\d+\..+", path.name)]
+
+    def _sealed(self) -> list[int]:
+        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal())
+
+    def _entries(self) -> list[Path]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []
+
+    def _score(self, step: int) -> float:
+        try:
+            metrics = read_manifest(self._final(step))["metrics"]
+        except CorruptCheckpoint:  # reported when it is restored
+            return math.nan
+        return self._sign * metrics.get(self._metric, math.nan)
+
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.directory / f"{step}{suffix}"
+
+    def _staged(self, step: int) -> Path:
+        return self._path(step, STAGED)
+
+    def _final(self, step: int) -> Path:
+        return self._path(step)
+
+
+class DataState:
+    """One process's position in the data: a JSON file that Orbax lets each process write and read.
+
+    `found` tells whether `load` had a file for this process among as many as now.
+    """
+
+    def __init__(self, value: Any = None):
+        self.value = value
+        self.found = False
+        self._text = json.dumps(value)  # now: the iterator moves on while the save is under way
+        self._name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+
+    async def save(self, directory: Any) -> Any:
+        async def write() -> None:
+            (await directory.await_creation() / self._name).write_text(self._text)
+
+        return write()
+
+    async def load(self, directory: Any) -> Any:
+        async def read() -> None:
+            path = Path(directory) / self._name
+            self.found = path.exists()
+            self.value = json.loads(path.read_text()) if self.found else None
+
+        return read()
+
+
+# Created in the background, a directory that fails to appear keeps Orbax's writers waiting for
+# twenty minutes, and with them the end of the process.
+ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
+
+def seal(directory: Path, record: Mapping[str, Any]) -> None:
+    """Writes the manifest: `record` and the size and hash of every file below `directory`.
+
+    Files reach the disk before the manifest does, so that it holds after a power cut too.
+    """
+    contents = sorted(directory.rglob("*"))
+    for path in contents:
+        _sync(path)
+    files = {
+        path.relative_to(directory).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": hash_of(path),
+        }
+        for path in contents
+        if path.is_file()
+    }
+    part = directory / f"{MANIFEST}.part"
+    part.write_bytes(_render({**record, "files": files}))
+    _sync(part)
+    part.replace(directory / MANIFEST)
+    _sync(directory)
+
+
+def verify(directory: Path) -> None:
+    """Raises CorruptCheckpoint naming the first file that is not as it was sealed."""
+    for name, sealed in read_manifest(directory)["files"].items():
+        path = directory / name
+        try:
+            size = path.stat().st_size
+            if size != sealed["bytes"]:
+                raise CorruptCheckpoint(f"{path} has {size} bytes, sealed were {sealed['bytes']}")
+            if hash_of(path) != sealed["sha256"]:
+                raise CorruptCheckpoint(f"{path} has other contents than were sealed (SHA-256)")
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The record that `seal` wrote; raises CorruptCheckpoint unless it is that, byte for byte."""
+    path = directory / MANIFEST
+    try:
+        contents = path.read_bytes()
+        record = json.loads(contents)["checkpoint"]
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{path} is not a manifest: {error}") from error
+    if contents != _render(record):
+        raise CorruptCheckpoint(f"{path} has other contents than were sealed (SHA-256)")
+    return record
+
+
+def _render(record: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest; the hash over its own record makes them the only right ones."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"checkpoint": record, "sha256": digest}, sort_keys=True, indent=1).encode()
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def specs(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape by path, as text: `{"params/kernel": "float32[3, 4]"}`."""
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """One line for each path that differs: `-` only saved, `+` only wanted, `~` another spec."""
+    removed = [f"- {p}: {saved[p]} is only in the checkpoint" for p in saved if p not in wanted]
+    added = [f"+ {p}: {wanted[p]} is only in this run" for p in wanted if p not in saved]
+    changed = [
+        f"~ {p}: {saved[p]} in the checkpoint, {wanted[p]} in this run"
+        for p in saved
+        if p in wanted and saved[p] != wanted[p]
+    ]
+    return removed + added + changed
+
+
+def _savable(state: State) -> dict[str, Any]:
+    """The leaves by path; empty containers are left to the State that is restored into."""
+    leaves = tree.flatten(state)
+    if len(leaves) != len(jax.tree.leaves(state)):
+        raise CheckpointError("two leaves of the state have the same path: rename a key with '/'")
+    if empty := [path for path, leaf in leaves.items() if leaf.size == 0]:
+        raise CheckpointError(f"Orbax cannot save arrays without elements: {', '.join(empty)}")
+    return leaves
+
+
+def _placed(abstract: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Without a sharding Orbax would look for the devices that saved, which may not exist."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first
+        )
+        for path, leaf in abstract.items()
+    }
+
+
+def check_writable(directory: Path) -> None:
+    """Creates `directory` if missing; raises ConfigError unless files can be made in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        target = f"{directory} -> {directory.readlink()}" if directory.is_symlink() else directory
+        raise ConfigError(
+            f"cannot write checkpoints in {target}: {error.strerror}; "
+            "make it a directory that you may write, or choose another --workdir"
+        ) from error
+
+
+def in_background(work: Callable[[], None]) -> Future[None]:
+    """The future of `work` on a daemon thread, which cannot keep the process from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future

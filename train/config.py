@@ -1,0 +1,230 @@
+"""What an experiment is: frozen dataclasses, checked before anything is traced or jax is imported.
+
+A config file has one function, `experiment()`, that returns an `Experiment`. The command line
+overrides its fields by name (`--optim.lr 3e-4`), and `config.json` in a workdir holds all of them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from zoo import registry
+
+
+class ConfigError(ValueError):
+    """A value of an experiment that cannot work; the message names the key and the way out."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A variant of the zoo by name; `options` replaces fields of its `Config`."""
+
+    name: str = "resnet20"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every source of data needs; a kind of data adds its fields in a subclass."""
+
+    source: str = "digits"  # digits | tfds:NAME | folder:PATH
+    data_dir: str | None = None  # where tfds keeps its data sets; None: its default
+    batch_size: int = 128  # examples per step, over all devices and processes
+    holdout: float = 0.1  # share of train cut off for validation, where the source has none
+    seed: int = 0  # of the cut and of the shuffle
+    threads: int = 2  # that read and augment, per process
+    prefetch: int = 2  # batches in flight to the devices
+
+    def check(self) -> None:
+        """Raises ConfigError for what can be seen without jax: the source, the augmentations."""
+
+    def open(self) -> Any:
+        """The `train.data.Dataset`."""
+        raise ConfigError("data: this kind of data cannot be opened; use Images")
+
+
+@dataclass(frozen=True)
+class Images(Data):
+    """Pictures with a class. Pixels travel as uint8 and are normalised on the device."""
+
+    image_size: int | None = None  # height and width after resizing; None: as stored
+    channels: int | None = None  # 1 or 3; None: as stored
+    mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1], one or one per channel
+    std: tuple[float, ...] = (0.5,)
+    augment: tuple[str, ...] = ()  # in order, see train.data.augment: ("crop:4", "flip")
+
+    def check(self) -> None:
+        from train.data import augment, sources
+
+        sources.check_source(self)
+        augment.parse(self.augment, self.image_size)
+
+    def open(self) -> Any:
+        from train.data import images
+
+        return images.open_images(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned. A subclass holds its options and builds the functions of them.
+
+    Options are listed without jax, so a task's module imports it inside `build` only.
+    """
+
+    def check(self) -> None:
+        """Raises ConfigError for options that cannot work."""
+
+    def build(self, setup: "Setup") -> Any:
+        """The `train.state.Task`."""
+        raise ConfigError("task: choose one, such as train.tasks.classify.Classify()")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its tables of regex over parameter paths."""
+
+    name: Literal["adamw", "sgd", "lamb", "lars", "lion", "adafactor", "muon"] = "adamw"
+    lr: float = 1e-3  # peak
+    schedule: Literal["constant", "cosine", "linear", "rsqrt", "wsd", "cyclic", "one_cycle"] = (
+        "cosine"
+    )
+    warmup: int = 0  # steps of linear warm-up, from 0
+    final: float = 0.0  # lr at the end, as a share of the peak
+    cooldown: float = 0.2  # wsd: share of the steps that decay at the end
+    cycle: int = 1000  # cyclic: steps of one up-and-down
+    rise: float = 0.3  # one_cycle: share of the steps that rise
+    momentum: float = 0.9  # sgd, lars, muon
+    nesterov: bool = True  # sgd, muon
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay: tuple[str, ...] = (r".*kernel",)  # paths that decay
+    clip: float | None = None  # global norm of the gradient
+    lr_scale: tuple[tuple[str, float], ...] = ()  # (regex, factor): the first match wins
+    layer_decay: float | None = None  # lr factor per layer, counted down from the head
+    freeze: tuple[str, ...] = ()  # paths that stay as they are
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one update is computed."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1  # micro-batches per update
+    ema: float | None = None  # decay of the moving average that is evaluated; None: none kept
+    nonfinite: Literal["abort", "skip"] = "abort"  # what a NaN or Inf loss or gradient does
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The mesh (one size may be -1: the devices that are left) and what compiles the step."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    compiler: Literal["jit", "pmap"] = "jit"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Checkpoints are written at every evaluation and every `every` steps."""
+
+    every: int | None = None  # steps; None: at evaluations only
+    keep: int = 2  # newest ones kept, beside the best
+    asynchronous: bool = True
+    strict: bool = False  # a damaged newest checkpoint raises instead of falling back
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, complete: what `config.json` holds."""
+
+    model: Model = Model()
+    data: Data = Images()
+    task: Task = Task()
+    optim: Optim = Optim()
+    step: Step = Step()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    steps: int = 1000
+    evaluate_every: int = 200
+    log: Literal["auto", "bar", "plain"] = "auto"  # auto: a bar on a terminal, else plain lines
+    log_every: int = 20
+    tensorboard: bool = True
+    seed: int = 0  # of parameters and of all randomness in the step
+
+
+class Setup(NamedTuple):
+    """What a task is built from."""
+
+    experiment: Experiment
+    data: Any  # train.data.Dataset
+    axis: str | None  # the mapped axis under pmap
+
+
+POSITIVE = (
+    "steps",
+    "evaluate_every",
+    "log_every",
+    "data.batch_size",
+    "data.threads",
+    "data.prefetch",
+    "data.image_size",
+    "data.channels",
+    "optim.lr",
+    "optim.cycle",
+    "optim.eps",
+    "optim.clip",
+    "step.accumulate",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+NOT_NEGATIVE = ("optim.warmup", "optim.weight_decay", "seed", "data.seed")
+SHARES = (  # in [0, 1]
+    "data.holdout",
+    "optim.final",
+    "optim.cooldown",
+    "optim.rise",
+    "optim.momentum",
+    "optim.b1",
+    "optim.b2",
+    "optim.layer_decay",
+    "step.ema",
+)
+RANGES = (
+    (POSITIVE, "positive", lambda x: x > 0),
+    (NOT_NEGATIVE, "0 or more", lambda x: x >= 0),
+    (SHARES, "between 0 and 1", lambda x: 0 <= x <= 1),
+)
+
+
+def check(experiment: Experiment) -> Experiment:
+    """The experiment itself; raises ConfigError naming the key. Needs neither jax nor a device."""
+    from train.serialise import flatten, from_dict, to_dict
+
+    experiment = from_dict(to_dict(experiment))  # checks every type, however it was built
+    flat = flatten(to_dict(experiment))
+    for keys, wanted, holds in RANGES:
+        for key in keys:
+            value = flat.get(key)
+            if value is not None and not holds(value):
+                raise ConfigError(f"{key} is {value}, but must be {wanted}")
+    for key in ("data", "fsdp", "tensor"):
+        size = flat[f"parallel.{key}"]
+        if size < 1 and size != -1:
+            raise ConfigError(f"parallel.{key} is {size}, but must be positive, or -1 for the rest")
+    batch, accumulate = experiment.data.batch_size, experiment.step.accumulate
+    if batch % accumulate:
+        raise ConfigError(
+            f"data.batch_size is {batch}: not a multiple of step.accumulate {accumulate}"
+        )
+    try:
+        registry.check_options(experiment.model.name, experiment.model.options)
+    except registry.UnknownModel as error:
+        raise ConfigError(f"model.name: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"model.options: {error}") from error
+    experiment.data.check()
+    experiment.task.check()
+    return experiment

@@ -1,0 +1,279 @@
+"""Batches of pictures as numpy arrays: shuffled, sharded, resumable to train on; in order to judge.
+
+    split[i] → decode → augment → {"image" uint8 [b, h, w, c], "label" int32 [b], "index" int64 [b]}
+
+b: examples of this process, `data.batch_size // process_count`. `index` is the position in the
+split. Threads decode; which example comes when, and how it is augmented, depends only on
+`data.seed` and its position in the stream, not on threads, processes or resumption.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import grain
+import numpy as np
+
+from train.config import ConfigError, Images
+from train.data.augment import Unreadable, decode, evaluation_transform, train_transform
+from train.data.sources import Example, Split
+
+Batch = dict[str, np.ndarray]
+Item = TypeVar("Item")
+
+UNREADABLE_SHARE = 0.01  # of a split: more unreadable pictures than this end the run
+SHOWN = 3  # unreadable pictures that a message names
+
+
+class UnreadableData(ConfigError):
+    """More than UNREADABLE_SHARE of a split cannot be decoded."""
+
+
+class Skips:
+    """The unreadable examples of a split, counted once each; safe to share between threads."""
+
+    def __init__(self, name: str, length: int):
+        self.name, self.length = name, length
+        self._reasons: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def first(self) -> list[str]:
+        """The first few, with their reasons."""
+        with self._lock:
+            return [f"example {i}: {why}" for i, why in list(self._reasons.items())[:SHOWN]]
+
+    def add(self, index: int, error: Unreadable) -> None:
+        """Notes an example. Raises UnreadableData when there are too many."""
+        with self._lock:
+            self._reasons[index] = str(error)
+        if self.count > UNREADABLE_SHARE * self.length:
+            raise UnreadableData(
+                f"data.source: {self.count} of {self.length} {self.name} pictures cannot be read, "
+                f"more than {UNREADABLE_SHARE:.0%}: {'; '.join(self.first)}; repair or remove them"
+            )
+
+
+def picture_shape(split: Split, cfg: Images, name: str = "train") -> tuple[int, int, int]:
+    """(height, width, channels) of what the model sees, from the first readable picture.
+
+    Raises ConfigError if the split is empty, UnreadableData if too many fail before one is read.
+    """
+    skips = Skips(name, len(split))
+    for index in range(len(split)):
+        image = _decode(split[index], index, cfg, skips)
+        if image is not None:
+            height, width, channels = evaluation_transform(image, cfg.image_size).shape
+            return height, width, channels
+    raise ConfigError(f"data.source = {cfg.source!r}: the {name} split is empty")
+
+
+def _decode(example: Example, index: int, cfg: Images, skips: Skips) -> np.ndarray | None:
+    try:
+        return decode(example, cfg.channels)
+    except Unreadable as error:
+        skips.add(index, error)
+        return None
+
+
+def _checked(image: np.ndarray, shape: tuple[int, int, int], index: int) -> np.ndarray:
+    if image.shape == shape:
+        return image
+    key = "data.channels" if image.shape[-1] != shape[-1] else "data.image_size"
+    found, first = ("×".join(map(str, s)) for s in (image.shape, shape))
+    raise ConfigError(f"{key}: example {index} is {found}, but the first is {first}; set {key}")
+
+
+def local_size(cfg: Images, process_count: int) -> int:
+    """Examples of one process in a batch. Raises ConfigError if processes do not divide it."""
+    if cfg.batch_size % process_count:
+        raise ConfigError(
+            f"data.batch_size = {cfg.batch_size} is not a multiple of {process_count} processes"
+        )
+    return cfg.batch_size // process_count
+
+
+def _batches(examples: grain.MapDataset, cfg: Images, batch_size: int) -> grain.DatasetIterator:
+    # Two batches, so that threads have work while one is stacked; at least one example for each.
+    ahead = max(2 * batch_size, cfg.threads)
+    options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=ahead)
+    return iter(examples.to_iter_dataset(options).batch(batch_size))
+
+
+# ---- training ----
+
+
+class Stream(Iterator[Batch]):
+    """An endless iterator over batches whose position can be stored and restored.
+
+    `skips` counts what was unreadable. Use from one thread at a time.
+    """
+
+    def __init__(self, iterator: grain.DatasetIterator, skips: Skips, process_count: int):
+        self._iterator, self.skips, self._process_count = iterator, skips, process_count
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def state(self) -> dict[str, int]:
+        """Where the last batch ended: the "position" in the global order, and what it belongs to.
+
+        It can be written as JSON, and restored with another number of processes. It is the same on
+        all processes as long as no picture was unreadable; otherwise each must keep its own.
+        """
+        position = self._iterator.get_state()["next_index"] * self._process_count
+        return {"position": position, "examples": self.skips.length}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Continues after the batch at which `state` was taken.
+
+        Raises ConfigError if the split then had another number of examples.
+        """
+        if state["examples"] != self.skips.length:
+            raise ConfigError(
+                f"data.source: {self.skips.name} has {self.skips.length} examples, but had "
+                f"{state['examples']} when the state was saved; restore the data, or start anew"
+            )
+        self._iterator.set_state({"next_index": state["position"] // self._process_count})
+
+    def close(self) -> None:
+        """Ends the threads; what they had begun is finished and dropped."""
+        self._iterator.close()
+
+
+def train_stream(
+    split: Split,
+    cfg: Images,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    name: str = "train",
+) -> Stream:
+    """Endless batches of `split`, in a new order every epoch; epochs follow without a gap.
+
+    Position p of the global order goes to process p mod `process_count`, so that a global batch
+    holds the same examples however many processes there are. Unreadable examples are left out, and
+    the next of the same process takes their place. Raises ConfigError (also while iterating, for
+    pictures that differ in size or number of channels) and UnreadableData.
+    """
+    batch_size = local_size(cfg, process_count)
+    shape = picture_shape(split, cfg, name)
+    transform = train_transform(cfg)
+    skips = Skips(name, len(split))
+
+    def load(index: int, rng: np.random.Generator) -> dict[str, Any] | None:
+        example = split[index]
+        image = _decode(example, index, cfg, skips)
+        if image is None:
+            return None  # Grain leaves it out
+        image = _checked(transform(image, rng), shape, index)
+        return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
+
+    # Hashed, so that seeds 0 and 1 do not share orders: Grain adds the epoch to the seed.
+    order, augment = (int(seed) for seed in np.random.SeedSequence(cfg.seed).generate_state(2))
+    examples = grain.MapDataset.range(len(split)).shuffle(seed=order).repeat()
+    # Before the slice, so that the randomness follows the position in the global order.
+    examples = examples.random_map(load, seed=augment)[process_index::process_count]
+    return Stream(_batches(examples, cfg, batch_size), skips, process_count)
+
+
+# ---- evaluation ----
+
+
+def eval_batches(
+    split: Split,
+    cfg: Images,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    name: str = "validation",
+) -> Iterator[Batch]:
+    """Every example once, in order, with "mask" float32 [b]: 0 on padding and unreadable pictures.
+
+    All batches have one size and every process yields equally many; "index" is -1 on padding.
+    Raises as `train_stream` does.
+    """
+    batch_size = local_size(cfg, process_count)
+    shape = picture_shape(split, cfg, name)
+    skips = Skips(name, len(split))
+
+    def load(position: int) -> dict[str, Any]:
+        if position >= len(split):
+            return _row(np.zeros(shape, np.uint8), 0, index=-1, mask=0)
+        example = split[position]
+        image = _decode(example, position, cfg, skips)
+        if image is None:
+            return _row(np.zeros(shape, np.uint8), example["label"], index=position, mask=0)
+        image = _checked(evaluation_transform(image, cfg.image_size), shape, position)
+        return _row(image, example["label"], index=position, mask=1)
+
+    padded = -(-len(split) // cfg.batch_size) * cfg.batch_size
+    examples = grain.MapDataset.range(padded).map(load)[process_index::process_count]
+    with contextlib.closing(_batches(examples, cfg, batch_size)) as batches:
+        yield from batches
+
+
+def _row(image: np.ndarray, label: int, *, index: int, mask: int) -> dict[str, Any]:
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "index": np.int64(index),
+        "mask": np.float32(mask),
+    }
+
+
+# ---- to the devices ----
+
+PATIENCE = 5.0  # seconds that closing waits for the batch that the thread is working on
+
+
+def prefetch(
+    stream: Stream, put: Callable[[Batch], Any], depth: int
+) -> Generator[tuple[Any, dict[str, int]], None, None]:
+    """(put(batch), the stream's state after that batch), with `depth` batches made ahead.
+
+    A checkpoint that holds this state resumes with the batch after it. See `background`.
+    """
+    return background(((put(batch), stream.state()) for batch in stream), depth)
+
+
+def background(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    """Yields `items`, made by one thread that stays up to `depth` of them ahead.
+
+    An exception in the thread is raised here, in its turn. Closing the generator, or leaving it to
+    be collected, ends the thread after the item that it is working on.
+    """
+    slots, stop = threading.Semaphore(depth), threading.Event()
+    ready: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
+
+    def produce() -> None:
+        iterator = iter(items)
+        while slots.acquire() and not stop.is_set():
+            try:
+                ready.put((next(iterator), None))
+            except BaseException as error:  # StopIteration as well: the consumer tells them apart
+                ready.put((None, error))
+                return
+
+    # A daemon, so that a program that dies with a generator open does not wait for it.
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            slots.release()
+            yield cast(Item, item)
+    finally:
+        stop.set()
+        slots.release()
+        thread.join(PATIENCE)

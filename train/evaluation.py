@@ -1,0 +1,35 @@
+"""From a metric and a prediction to an evaluator over a whole split."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from train.metrics import Metric
+from train.state import Batch, State
+
+# quantities(variables, batch) -> what the metric's update takes by keyword
+Quantities = Callable[[Any, Batch], dict[str, jax.Array]]
+Draw = Callable[[dict[str, Any]], dict[str, Any]]
+Evaluate = Callable[[State, Iterable[Batch]], tuple[dict[str, float], dict[str, Any]]]
+
+
+def evaluator(quantities: Quantities, metric: Metric, draw: Draw) -> Evaluate:
+    """Sums the metric over the batches, one jitted call each, and draws what it found.
+
+    draw: makes the pictures, and takes from the metrics what is no number.
+    """
+
+    @jax.jit
+    def add(total: Any, variables: Any, batch: Batch) -> Any:
+        return metric.update(total, **quantities(variables, batch))
+
+    def evaluate(state: State, batches: Iterable[Batch]) -> tuple[dict[str, float], dict]:
+        total, variables = metric.init(), state.variables()
+        for batch in batches:
+            total = add(total, variables, batch)
+        found = metric.compute(jax.device_get(total))
+        pictures = draw(found)
+        return found, pictures
+
+    return evaluate

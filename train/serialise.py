@@ -1,0 +1,151 @@
+"""Experiments as files and JSON, both ways, with every key and type checked."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from train.config import ConfigError, Data, Experiment, Task
+
+# What may differ when a run goes on: none of it changes what is computed.
+FREE = ("log", "log_every", "tensorboard", "checkpoint", "parallel", "data.data_dir")
+FREE += ("data.threads", "data.prefetch")
+
+
+def load(source: str) -> Experiment:
+    """From a Python file, a `config.json`, a workdir, or the name of a file in `configs/`.
+
+    Raises ConfigError where there is none, naming the nearest.
+    """
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        path = named(source)
+    if path.suffix == ".json":
+        try:
+            return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from error
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is neither a Python file nor a config.json")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise ConfigError(f"{path} has no function experiment() that returns an Experiment")
+    return module.experiment()
+
+
+def shipped() -> dict[str, Path]:
+    """The configs that come with the package, by name: of the checkout, or inside the wheel."""
+    here = Path(__file__).parent
+    folder = next(f for f in (here / "configs", here.parent / "configs") if f.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def named(name: str) -> Path:
+    known = shipped()
+    if name not in known:
+        near = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5) or list(known)
+        raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(near)}")
+    return known[name]
+
+
+def to_dict(value: Any) -> Any:
+    """Plain JSON values. A dataclass that stands for another (`Images` for `Data`) names its class
+    under "kind"."""
+    if not dataclasses.is_dataclass(value):
+        return list(map(to_dict, value)) if isinstance(value, tuple) else value
+    kind = {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
+    fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return fields | (kind if isinstance(value, (Data, Task)) else {})
+
+
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+    """The inverse of `to_dict`; raises ConfigError for unknown keys and wrong types."""
+    return _convert(values, Experiment, "")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optim.lr": 1e-3}`, as the command line names them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old → new` for what changes the computation."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{key}: {a.get(key)!r} → {b.get(key)!r}"
+        for key in sorted(a | b)
+        if a.get(key) != b.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """The value as the annotation says, or ConfigError that names the key and the annotation."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _convert_dataclass(value, hint, key)
+    if origin in (Union, UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _convert(value, inner, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), arguments, n=1, cutoff=0.0)
+        raise ConfigError(f"{key} is {value!r}; did you mean {near[0]!r}? One of {arguments}")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) == len(value):
+            pairs = enumerate(zip(value, inner, strict=True))
+            return tuple(_convert(v, h, f"{key}[{i}]") for i, (v, h) in pairs)
+    if origin is dict and isinstance(value, Mapping):
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key} is {value!r}, but must be {getattr(hint, '__name__', hint)}")
+
+
+def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is {value!r}, but must hold the keys of {hint.__name__}")
+    values = dict(value)
+    kind = _kind(values.pop("kind", None), hint, key)
+    hints = get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    prefix = f"{key}." if key else ""
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
+    return kind(**{k: _convert(v, hints[k], f"{prefix}{k}") for k, v in values.items()})
+
+
+def _kind(name: str | None, base: Any, key: str) -> Any:
+    """The dataclass that "module:Class" names, which must be a kind of `base`."""
+    if name is None:
+        return base
+    module, _, qualname = name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), qualname)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}.kind is {name!r}, which cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ConfigError(f"{key}.kind is {name!r}, which is no {base.__name__}")
+    return kind

@@ -1,0 +1,63 @@
+"""The state of a training run as one tree, and the contract that every task fulfils."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class State:
+    """All that a checkpoint holds of a run besides the position in the data.
+
+    step    int32 scalar: updates done
+    rng     typed key, constant: an update draws from `fold_in(rng, step)`
+    params  trainable parameters
+    opt     optimizer state (one, or a dict of them)
+    vars    every other collection of the model: batch statistics, spectral vectors, codebooks
+    ema     {} or the moving average of the whole variables, {"params": …, **vars}
+    extra   what a task adds; `skipped` counts the updates that were not finite
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    params: Any
+    opt: Any
+    vars: Any
+    ema: Any
+    extra: Any
+
+    @classmethod
+    def create(cls, rng: jax.Array, params: Any, opt: Any, *, vars: Any = None, ema: Any = None):
+        zero = jnp.zeros((), jnp.int32)
+        return cls(zero, rng, params, opt, vars or {}, ema or {}, {"skipped": zero})
+
+    def variables(self) -> dict[str, Any]:
+        """What the model is evaluated with: the moving average where one is kept."""
+        return self.ema or {"params": self.params, **self.vars}
+
+
+class Task(NamedTuple):
+    """Two pure functions and an evaluator: all that loop, compiler and checkpoint know.
+
+    init      (rng, batch) -> State; only the shapes of the batch matter
+    update    (state, batch) -> (State, metrics), pure; metrics are scalars, `skipped` among them
+    evaluate  (state, batches) -> (metrics, artifacts): floats, and RGB uint8 pictures or texts,
+              by name; each device batch has a float `mask` [b] that is 0 on padding
+    best      the metric that chooses the checkpoint, "-name" where less is better
+    rules     how parameters are sharded (`zoo.sharding`), where the defaults do not do
+    model     what is exported with the best weights and `card`; None where there is no single one
+    """
+
+    init: Callable[[jax.Array, Batch], State]
+    update: Callable[[State, Batch], tuple[State, Metrics]]
+    evaluate: Callable[[State, Iterable[Batch]], tuple[dict[str, float], dict[str, Any]]]
+    best: str
+    rules: Any = ()
+    model: Any = None
+    card: Any = None

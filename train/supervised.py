@@ -1,0 +1,83 @@
+"""A task with one model, one loss and one optimizer, from the two functions that make it special."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from train import evaluation, optim, step
+from train.config import Setup
+from train.metrics import Metric
+from train.state import Batch, Metrics, State, Task
+from zoo import Card, registry, sharding
+
+Forward = Callable[..., Any]  # the model on its inputs
+
+
+def build(
+    setup: Setup,
+    model: nn.Module,
+    *,
+    inputs: Callable[[Batch], tuple[jax.Array, ...]],
+    objective: Callable[[Forward, Batch, jax.Array], tuple[jax.Array, Metrics]],
+    quantities: Callable[[Forward, Batch], dict[str, jax.Array]],
+    metric: Metric,
+    best: str,
+    draw: evaluation.Draw,
+    card: Card,
+) -> Task:
+    """inputs(batch): the model's arguments, for its initialisation.
+    objective(forward, batch, rng) -> (mean loss, metrics), the model in training mode.
+    quantities(forward, batch): what the metric takes, the model in evaluation mode.
+    """
+    cfg = setup.experiment
+    page = registry.page_of(model)
+    apply = step.precise(model.apply, cfg.step, getattr(page, "KEEP_FLOAT32", ()))
+
+    def fresh(rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        return dict(model.init(rng, *(x[:1] for x in inputs(batch))))
+
+    shapes = jax.eval_shape(fresh, jax.random.key(0), setup.data.spec())
+    optimizer = optim.optimizer(cfg.optim, shapes["params"], cfg.steps)
+
+    def init(rng: jax.Array, batch: Batch) -> State:
+        first, rng = jax.random.split(rng)
+        variables = fresh(first, batch)
+        params = variables.pop("params")
+        ema = {} if cfg.step.ema is None else {"params": params, **variables}
+        return State.create(rng, params, optimizer.init(params), vars=variables, ema=ema)
+
+    def loss(params: Any, vars: Mapping[str, Any], batch: Batch, rng: jax.Array) -> Any:
+        drop, rng = jax.random.split(rng)
+        moved = dict(vars)
+
+        def forward(*arguments: jax.Array) -> Any:
+            variables, rngs = {"params": params, **moved}, {"dropout": drop}
+            found, new = apply(variables, *arguments, train=True, mutable=list(vars), rngs=rngs)
+            moved.update(new)
+            return found
+
+        value, shown = objective(forward, batch, rng)
+        return value, (moved, shown)
+
+    def judged(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+        return quantities(lambda *arguments: apply(variables, *arguments), batch)
+
+    update = step.supervised(
+        loss,
+        optimizer,
+        cfg.step,
+        schedule=optim.schedule(cfg.optim, cfg.steps),
+        frozen=cfg.optim.freeze,
+        axis=setup.axis,
+    )
+    return Task(
+        init=init,
+        update=update,
+        evaluate=evaluation.evaluator(judged, metric, draw),
+        best=best,
+        rules=sharding.rules(model),
+        model=model.clone(axis=None),
+        card=card,
+    )

@@ -1,0 +1,1 @@
+"""One kind of learning, one file: options, loss, update, evaluators."""

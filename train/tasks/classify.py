@@ -1,0 +1,91 @@
+"""Classification: one label a picture."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from train.config import ConfigError, Setup, Task
+
+
+@dataclass(frozen=True)
+class Classify(Task):
+    """Softmax cross-entropy over the classes of the data.
+
+    Batches are {"image" uint8 [b, h, w, c], "label" int32 [b]}. Reports `loss` (in evaluations
+    without smoothing), `accuracy` and `top5`, and draws the confusion matrix. The best checkpoint
+    is that of the highest validation accuracy.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # α of the Beta distribution; 0: off
+    cutmix: float = 0.0
+
+    def check(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"task.label_smoothing is {self.label_smoothing}, not in [0, 1)")
+        for key in ("mixup", "cutmix"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be 0 or more")
+
+    def build(self, setup: Setup) -> Any:
+        # Imported here, because options are listed and checked without jax.
+        import jax
+        import jax.numpy as jnp
+
+        import zoo
+        from train import losses, metrics, pictures, supervised
+        from train.data.images import normalise
+        from zoo.card import Preprocess
+
+        cfg, labels = setup.experiment, setup.data.labels
+        height, width, channels = setup.data.shape
+        if height != width:
+            raise ConfigError(f"data.image_size: pictures are {height}×{width}; set it to one size")
+        facts = {"num_classes": len(labels), "in_channels": channels, "image_size": height}
+        model = zoo.create(cfg.model.name, **(facts | cfg.model.options)).clone(axis=setup.axis)
+
+        def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:
+            image, label = normalise(batch["image"], cfg.data), batch["label"]
+            target = jax.nn.one_hot(label, len(labels))
+            image, target = losses.mix(rng, image, target, self.mixup, self.cutmix)
+            logits = forward(image)
+            hit = (jnp.argmax(logits, axis=-1) == label).mean(dtype=jnp.float32)
+            value = losses.cross_entropy(logits, target, self.label_smoothing).mean()
+            return value, {"accuracy": hit}
+
+        def quantities(forward: Any, batch: Any) -> dict[str, jax.Array]:
+            logits = forward(normalise(batch["image"], cfg.data))
+            known = {"logits": logits, "labels": batch["label"], "mask": batch["mask"]}
+            return {"loss": losses.cross_entropy(logits, batch["label"]), **known}
+
+        def draw(found: dict[str, Any]) -> dict[str, Any]:
+            counts = found.pop("confusion")
+            table = metrics.format_per_class(metrics.per_class(counts, labels))
+            picture = pictures.confusion_matrix(counts, labels)
+            return {"confusion_matrix": picture, "per_class": table}
+
+        return supervised.build(
+            setup,
+            model,
+            inputs=lambda batch: (normalise(batch["image"], cfg.data),),
+            objective=objective,
+            quantities=quantities,
+            metric=metrics.collection(
+                {
+                    "loss": metrics.mean("loss"),
+                    "accuracy": metrics.topk(1),
+                    "top5": metrics.topk(5),
+                    "confusion": metrics.confusion(len(labels)),
+                }
+            ),
+            best="accuracy",
+            draw=draw,
+            card=zoo.Card(
+                model=cfg.model.name,
+                config=asdict(model.config),
+                paper=zoo.registry.entry(cfg.model.name).paper,
+                preprocess=Preprocess(size=height, mean=cfg.data.mean, std=cfg.data.std),
+                labels=labels,
+                licence=setup.data.source.licence,
+                source=f"trained with flax-zoo {zoo.__version__} on {cfg.data.source}",
+            ),
+        )

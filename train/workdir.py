@@ -1,0 +1,68 @@
+"""The folder of a run: whose it is, and whether the run in it is complete. Needs no jax.
+
+config.json            the whole experiment; `python -m train DIR/config.json` reads it
+metrics.jsonl          one JSON object a line, each with `step` and `split`
+checkpoints/           see train.checkpoint
+tensorboard/           events
+model/                 the best weights, for `zoo.load`
+result.json            written last: what was reached
+*.png, *.txt           pictures and tables
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config import ConfigError, Experiment
+from train.serialise import differences, to_dict
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> None:
+    """Makes the folder and writes `config.json`.
+
+    Raises ConfigError where the folder cannot be written, or holds another experiment: a run goes on
+    only with the settings that it began with, unless `accept_changes`.
+    """
+    values = to_dict(cfg)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--workdir {directory} cannot be written: {error}") from error
+    changed = differences(read(directory, CONFIG) or values, values)
+    if changed and not accept_changes:
+        lines = "\n  ".join(changed)
+        raise ConfigError(
+            f"--workdir {directory} holds another experiment:\n  {lines}\n"
+            "Choose another --workdir, or go on with these changes by --accept-changes"
+        )
+    write(directory, CONFIG, values)
+
+
+def result(directory: Path) -> dict[str, Any] | None:
+    """What a complete run reached; None while it is not."""
+    return read(directory, RESULT)
+
+
+def read(directory: Path, name: str) -> dict[str, Any] | None:
+    """Raises ConfigError for a file that is not JSON."""
+    path = directory / name
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}; remove it or restore it") from error
+
+
+def write(directory: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = directory / f".{name}.partial"
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, directory / name)

@@ -1,0 +1,146 @@
+"""flax-zoo: one readable page per paper, published weights, measured parity.
+
+    model = zoo.create("resnet50", num_classes=10)
+    variables = zoo.init(model, jax.random.key(0))
+    model, variables = zoo.load("microsoft/resnet-50")
+    logits = model.apply(variables, images)
+
+These are small doors: each imports what it needs when it is called, so that `import zoo` is instant.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo import registry
+from zoo.card import Card
+from zoo.registry import UnknownModel
+
+__version__ = "0.1.0"
+__all__ = [
+    "Card",
+    "UnknownModel",
+    "card",
+    "create",
+    "describe",
+    "init",
+    "list_models",
+    "load",
+    "save",
+]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The variants whose names match a shell pattern, `list_models("resnet*")`, in page order."""
+    from fnmatch import fnmatchcase
+
+    return [name for name in registry.entries() if fnmatchcase(name, pattern)]
+
+
+def create(name: str, **options: Any) -> Any:
+    """The Linen module of a variant; `options` replace fields of its page's `Config`.
+
+    Raises UnknownModel for a name, TypeError for an option that does not exist, naming the nearest.
+    """
+    from dataclasses import replace
+
+    registry.check_options(name, options)
+    page = registry.page(name)
+    variant = page.VARIANTS[name]
+    parts = {field: create(part) for field, part in variant.parts.items()}
+    return module_class(page)(replace(variant.config, **options), **parts)
+
+
+def module_class(page: Any) -> Any:
+    """The page's model: its first Linen module (figure first)."""
+    import flax.linen as nn
+
+    modules = (v for v in vars(page).values() if isinstance(v, type) and issubclass(v, nn.Module))
+    return next(module for module in modules if module.__module__ == page.__name__)
+
+
+def example(model: Any, batch: int = 1) -> dict[str, Any]:
+    """`jax.ShapeDtypeStruct`s of the model's inputs by keyword, for a batch of that size."""
+    import jax
+
+    inputs = registry.page_of(model).example(model.config)
+    return {
+        key: jax.ShapeDtypeStruct(tuple(batch if d == "b" else d for d in i.shape), i.dtype)
+        for key, i in inputs.items()
+    }
+
+
+def init(model: Any, rng: Any, *, mesh: Any = None) -> Any:
+    """Fresh variables, {"params": …, "batch_stats": …}, float32, in one jitted call; with a
+    `jax.sharding.Mesh`, straight into the shards of `zoo.sharding`."""
+    import jax
+    import jax.numpy as jnp
+
+    from zoo import sharding
+
+    def fresh(rng: jax.Array) -> Any:
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example(model))
+        return model.init(rng, **inputs)
+
+    if mesh is None:
+        return jax.jit(fresh)(rng)
+    placed = sharding.shardings(jax.eval_shape(fresh, rng), mesh, sharding.rules(model))
+    return jax.jit(fresh, out_shardings=placed)(rng)
+
+
+def load(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Any:
+    """`(model, variables)` from a directory, a .safetensors file or a hub id.
+
+    The sizes come from `config.json` or from the tensors themselves, listed variant or not. Strict:
+    raises `zoo.weights.convert.WeightsError` with every difference, and loads nothing.
+    """
+    from zoo.weights import hub, store
+
+    model, variables, _ = store.load(hub.fetch(source, revision=revision, token=token))
+    return model, variables
+
+
+def save(
+    model: Any,
+    variables: Mapping[str, Any],
+    directory: str | Path,
+    *,
+    format: str = "flax",
+    card: Card | None = None,
+) -> None:
+    """Writes `config.json`, `card.json` and `model.safetensors`. `format="flax"` keeps our names;
+    the others are those of the family's table: "hf" loads in transformers, "torchvision" and "timm"
+    there."""
+    from zoo.weights import store
+
+    store.save(model, variables, Path(directory), format, card)
+
+
+def card(source: str | Path) -> Card:
+    """The card of a variant, or of a directory or hub id with weights."""
+    from zoo.weights import hub, store
+
+    if str(source) in registry.entries():
+        return store.variant_card(str(source))
+    return store.read_card(hub.fetch(source))
+
+
+def describe(name: str) -> str:
+    """A variant in a screenful: paper, data flow, options, and its modules with shapes and counts."""
+    import inspect
+
+    import jax
+
+    from zoo import tree
+
+    entry, page, model = registry.entry(name), registry.page(name), create(name)
+    shapes = jax.eval_shape(
+        lambda rng, inputs: model.init(rng, **inputs), jax.random.key(0), example(model)
+    )
+    lines = [inspect.getdoc(page) or "", "", f"{name}: {entry.params:,} parameters", ""]
+    lines += [f"  {key} = {getattr(model.config, key)!r}" for key in entry.fields]
+    inputs = ", ".join(f"{k} {list(v.shape)} {v.dtype}" for k, v in example(model).items())
+    lines += ["", f"takes {inputs}", ""]
+    for part, subtree in shapes["params"].items():
+        lines.append(f"  {part:<12} {tree.count(subtree):>12,}")
+    return "\n".join(lines)

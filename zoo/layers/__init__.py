@@ -1,0 +1,1 @@
+"""Leaves that more than one page uses; pages import nothing else but `zoo.spec`."""

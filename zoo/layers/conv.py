@@ -1,0 +1,46 @@
+"""Convolution and pooling with explicit, symmetric padding (XLA's "SAME" pads unevenly)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# He et al., 2015, arXiv:1502.01852: variance 2 / fan-out keeps the gradient's scale through ReLUs.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A k × k convolution [b, h, w, c] → [b, ⌈h / stride⌉, ⌈w / stride⌉, width] for odd k: pads
+    k // 2 on every side. No bias unless asked for: a norm follows."""
+
+    width: int
+    kernel: int
+    stride: int = 1
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        k, pad = self.kernel, self.kernel // 2
+        kernel = self.param("kernel", he_fan_out, (k, k, x.shape[-1], self.width))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.width,))
+            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Maximum over window × window, padded by window // 2 with −∞ on every side."""
+    pad = window // 2
+    return nn.max_pool(x, (window, window), (stride, stride), ((pad, pad), (pad, pad)))
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """[b, h, w, c] → [b, c], summed in float32."""
+    return x.mean(axis=(1, 2), dtype=jnp.float32).astype(x.dtype)

@@ -1,0 +1,74 @@
+"""A run of equal blocks: as a loop or as one scan, rematerialised or not.
+
+The one place that knows how. A loop names its blocks `block_0`, `block_1`, …; a scan holds one tree
+`blocks` whose leaves have the depth as their first axis, and compiles once for all of them. `stacked`
+and `unstacked` turn one layout into the other, so that a checkpoint serves both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Mode = Literal["loop", "scan"]
+
+
+def stack(
+    block: Callable[..., nn.Module],
+    depth: int,
+    x: jax.Array,
+    *,
+    start: int = 0,
+    mode: Mode = "loop",
+    remat: bool = False,
+    **keywords: Any,
+) -> jax.Array:
+    """`depth` blocks in a row over x; to be called inside a compact method.
+
+    block: makes one block, `block(name=…)`, whose input and output have one shape.
+    start: number of the first block in a loop's names.
+    remat: keep only each block's input for the backward pass and compute the rest again.
+    keywords: handed to every block, such as `train=True`.
+    """
+
+    def call(module: nn.Module, x: jax.Array) -> jax.Array:
+        return module(x, **keywords)
+
+    run = nn.remat(call, prevent_cse=mode == "loop") if remat else call
+    if mode == "loop":
+        for i in range(start, start + depth):
+            x = run(block(name=f"block_{i}"), x)
+        return x
+    if depth == 0:
+        return x
+    scan = nn.scan(
+        lambda module, x, _: (run(module, x), None),
+        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=depth,
+    )
+    x, _ = scan(block(name="blocks"), x, None)
+    return x
+
+
+def stacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
+    """The tree of a loop as that of a scan: per scope, `block_i` from `start` on become `blocks`."""
+    result = {k: stacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    names = [f"block_{i}" for i in range(start, len(tree)) if f"block_{i}" in tree]
+    if names:
+        blocks = [result.pop(name) for name in names]
+        result["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return result
+
+
+def unstacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
+    """The inverse of `stacked`."""
+    result = {k: unstacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    if "blocks" in result:
+        blocks = result.pop("blocks")
+        depth = jax.tree.leaves(blocks)[0].shape[0]
+        for i in range(depth):
+            result[f"block_{start + i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
+    return result

@@ -1,0 +1,1 @@
+"""One paper, one page. This folder is the registry (`zoo.registry`)."""

@@ -1,0 +1,43 @@
+"""Where the leaves of a tree live on a mesh: tables of regex → axes over paths.
+
+The mesh has the axes ("data", "fsdp", "tensor"). A row of a table gives a `PartitionSpec` as a tuple
+of axis names; what no row covers is split over "fsdp" along its largest divisible axis.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zoo import registry, tree
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+
+def rules(model: Any) -> Rules:
+    """The page's own rows (`PARTITION`); conventional names need none."""
+    return getattr(registry.page_of(model), "PARTITION", ())
+
+
+def shardings(shapes: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+    """A `NamedSharding` for every leaf of a tree of shapes. A rule matches the end of a path, so
+    that one table serves the parameters, their moving average and the optimizer's moments."""
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        for pattern, axes in rules:
+            if re.search(rf"(^|/)({pattern})$", path):
+                return NamedSharding(mesh, PartitionSpec(*axes))
+        return NamedSharding(mesh, fsdp(leaf.shape, mesh.shape["fsdp"]))
+
+    return tree.map_named(place, shapes)
+
+
+def fsdp(shape: tuple[int, ...], size: int) -> PartitionSpec:
+    """The largest axis that `size` divides, the last of equals; none where none does."""
+    divisible = [(n, i) for i, n in enumerate(shape) if n % size == 0 and n >= size]
+    if size == 1 or not divisible:
+        return PartitionSpec()
+    _, axis = max(divisible)
+    return PartitionSpec(*(None,) * axis, "fsdp")

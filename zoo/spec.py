@@ -1,0 +1,27 @@
+"""The two facts that a model page states beside its code: what is published, and what goes in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published size of a model: its `Config`, and the parameter count that its source prints.
+
+    `parts` names the variants that fill the page's `nn.Module` fields, for models made of models:
+    `parts={"backbone": "resnet50"}`.
+    """
+
+    config: Any
+    params: int
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Input(NamedTuple):
+    """One input of a model by keyword: `"b"` in the shape is the batch; values lie in [low, high]."""
+
+    shape: tuple[str | int, ...]
+    dtype: str = "float32"
+    low: float = 0.0
+    high: float = 1.0

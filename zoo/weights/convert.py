@@ -1,0 +1,141 @@
+"""The engine that reads a family's table, both ways.
+
+A table is a list of `Row(foreign, ours, op)`: names of foreign tensors, paths in our variables
+(`params/stem/conv/kernel`), and how one becomes the other. Loading is strict: every foreign tensor
+matches one row or is listed as ignored, every path is filled, every shape agrees, or all differences
+are reported at once and nothing is loaded.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+
+class WeightsError(ValueError):
+    """A checkpoint that cannot be loaded as asked; the message lists every difference."""
+
+
+class Op(NamedTuple):
+    """A change of layout of one tensor and its exact inverse."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+
+
+def layout(foreign: str, ours: str) -> Op:
+    """The op that permutes axes as an einops pattern says: `layout("o i h w", "h w i o")`."""
+    return Op(
+        lambda x: rearrange(x, f"{foreign} -> {ours}"),
+        lambda x: rearrange(x, f"{ours} -> {foreign}"),
+    )
+
+
+SAME = Op(lambda x: x, lambda x: x)
+CONV = layout("o i h w", "h w i o")  # torch → lax
+DENSE = layout("o i", "i o")
+
+
+class Row(NamedTuple):
+    foreign: str
+    ours: str
+    op: Op = SAME
+
+
+class Format(NamedTuple):
+    """One naming of one family.
+
+    rows(config) lists the table of a model of that size. `marker` is a name that only this format
+    has. `ignored` are regexes of foreign names that hold nothing we keep. `config(tensors, facts)` gives our Config from the tensors' shapes and
+    the parsed `config.json` ({} where there is none); `facts(config, card)` is its inverse; None
+    where the format has no `config.json`. `constants(rows)` are tensors that only the foreign side
+    has and that an export writes.
+    """
+
+    rows: Callable[[Any], list[Row]]
+    marker: str
+    ignored: tuple[str, ...]
+    config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+    facts: Callable[[Any, Any], dict[str, Any]] | None = None
+    constants: Callable[[Sequence[Row]], dict[str, np.ndarray]] = lambda rows: {}
+
+
+def conv(foreign: str, ours: str) -> Row:
+    """torch's Conv2d without bias."""
+    return Row(f"{foreign}.weight", f"params/{ours}/kernel", CONV)
+
+
+def norm(foreign: str, ours: str) -> list[Row]:
+    """torch's BatchNorm2d."""
+    return [
+        Row(f"{foreign}.weight", f"params/{ours}/scale"),
+        Row(f"{foreign}.bias", f"params/{ours}/bias"),
+        Row(f"{foreign}.running_mean", f"batch_stats/{ours}/mean"),
+        Row(f"{foreign}.running_var", f"batch_stats/{ours}/var"),
+    ]
+
+
+def dense(foreign: str, ours: str) -> list[Row]:
+    """torch's Linear with bias."""
+    return [
+        Row(f"{foreign}.weight", f"params/{ours}/kernel", DENSE),
+        Row(f"{foreign}.bias", f"params/{ours}/bias"),
+    ]
+
+
+def counters(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """torch counts the batches behind its running statistics; nothing is computed from it."""
+    suffix = ".running_mean"
+    return {
+        row.foreign.removesuffix(suffix) + ".num_batches_tracked": np.zeros((), np.int64)
+        for row in rows
+        if row.foreign.endswith(suffix)
+    }
+
+
+def load(
+    tensors: Mapping[str, Any],
+    rows: Iterable[Row],
+    expected: Mapping[str, Any],
+    ignored: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """`{path: array}` for every path of `expected` (arrays or shapes with dtypes).
+
+    tensors: foreign name → array, read only when its row is reached.
+    Raises WeightsError listing `+` tensors without a row, `-` paths left unfilled and `~` shapes
+    that differ.
+    """
+    table = {row.foreign: row for row in rows}
+    differences: list[str] = []
+    loaded: dict[str, np.ndarray] = {}
+    for name in tensors:
+        if name in table:
+            array = table[name].op.load(np.asarray(tensors[name]))
+            path, want = table[name].ours, expected[table[name].ours]
+            if array.shape != want.shape:
+                differences.append(f"~ {name}: {array.shape}, but {path} is {want.shape}")
+            loaded[path] = array
+        elif not any(re.fullmatch(pattern, name) for pattern in ignored):
+            differences.append(f"+ {name}: no place in the model")
+    missing = [row for row in table.values() if row.foreign not in tensors]
+    differences += [f"- {row.ours}: no tensor {row.foreign}" for row in missing]
+    tabled = {row.ours for row in table.values()}
+    differences += [f"- {path}: no row in the table" for path in expected if path not in tabled]
+    if differences:
+        raise WeightsError("\n".join(["the checkpoint and the model differ:", *differences]))
+    return loaded
+
+
+def save(leaves: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, np.ndarray]:
+    """The foreign tensors of `{path: array}`, contiguous. Raises WeightsError for a path without
+    a row."""
+    table = {row.ours: row for row in rows}
+    unknown = [path for path in leaves if path not in table]
+    if unknown:
+        raise WeightsError(f"no row in the table for {', '.join(unknown)}")
+    return {
+        table[path].foreign: np.ascontiguousarray(table[path].op.save(np.asarray(leaf)))
+        for path, leaf in leaves.items()
+    }
