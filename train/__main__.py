@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from train import serialise, workdir
 from train.config import ConfigError, Experiment, check
@@ -16,7 +16,8 @@ Trains, evaluates, checkpoints, and resumes if the workdir has a checkpoint.
 CONFIG is a name below, a Python file with experiment(), a config.json or a workdir.
   {names}
 
-Every field of the experiment is an option: `python -m train CONFIG --help` lists them.
+Every field of the experiment is an option: `python -m train CONFIG --help` lists them, and
+--model.options takes JSON, such as '{{"zero_init": false}}'.
   --workdir DIR          where the run lives (runs/CONFIG)
   --print-config         show the experiment as JSON, and stop
   --overfit-one-batch    sanity check: can the model learn one batch?
@@ -36,14 +37,15 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when trained, complete or stopped by a signal; 2 for a wrong configuration; 1 for a failure."""
-    source, *rest = sys.argv[1:] if arguments is None else arguments or ["--help"]
+    """0: trained, complete or stopped by a signal. 2: a wrong configuration. 1: a failure.
+    130: Ctrl-C before the run began."""
+    source, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if source in ("-h", "--help"):
         print(USAGE.format(names="\n  ".join(serialise.shipped())))
         return 0
     try:
         experiment, options = parse(source, rest)
-        check(experiment)
+        experiment = check(experiment)
         if options.print_config:
             print(json.dumps(serialise.to_dict(experiment), indent=2))
             return 0
@@ -51,12 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped before the run began; nothing was changed", file=sys.stderr)
+        return 130
 
 
 def parse(source: str, arguments: list[str]) -> tuple[Experiment, Options]:
     """The experiment with the command line's changes. Exits with 2 on a key that does not exist."""
     import tyro
 
+    if source.startswith("-"):
+        raise ConfigError(f"CONFIG comes before {source}: python -m train CONFIG {source} …")
     default = serialise.load(source)
     path = Path(source)
     home = path if path.is_dir() else Path("runs") / path.stem
@@ -69,7 +76,29 @@ def parse(source: str, arguments: list[str]) -> tuple[Experiment, Options]:
     ) -> tuple[Experiment, Options]:
         return experiment, options
 
-    return tyro.cli(together, prog=f"python -m train {source}", args=arguments)
+    with json_options():
+        return tyro.cli(together, prog=f"python -m train {source}", args=arguments)
+
+
+def json_options() -> Any:
+    """Within it tyro reads a dict as JSON: otherwise an empty one could not be changed."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type != dict[str, Any]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda texts: json.loads(texts[0]),
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [json.dumps(value)],
+        )
+
+    return registry
 
 
 def run(experiment: Experiment, options: Options) -> int:
@@ -80,6 +109,7 @@ def run(experiment: Experiment, options: Options) -> int:
         if result := workdir.result(directory):
             print(f"{directory} is complete: {summary(result, directory)}")
             return 0
+    print("preparing jax, data and model …", flush=True)  # 5 s and more of silence otherwise
     from train import loop
     from train.checkpoint import CheckpointError
 
@@ -106,8 +136,9 @@ def summary(result: dict, directory: Path) -> str:
         for key, value in result["test"].items()
     )
     return (
-        f"test {reached} at the best of {result['steps']} steps ({result['best_step']}), "
-        f"{result['training_seconds']:.0f} s of training; {directory / 'model'} holds the weights"
+        f"test {reached} after {result['training_seconds']:.0f} s of training; the weights of step "
+        f"{result['best_step']} of {result['steps']}, best on validation, are in "
+        f"{directory / 'model'}"
     )
 
 

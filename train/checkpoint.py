@@ -136,7 +136,7 @@ class Checkpoints:
         }
         with self._nothing_half_written(step):
             if jax.process_index() == 0:
-                self._remove_unfinished()
+                self._recover()
             with ocp.Context(async_options=ASYNC):
                 response = ocp.save_checkpointables_async(
                     str(self._staged(step)),
@@ -291,7 +291,7 @@ class Checkpoints:
             yield
         except Exception as error:
             if jax.process_index() == 0:
-                self._remove_unfinished()
+                self._remove_half_written()
             raise CheckpointError(
                 f"checkpoint {step} could not be written to {self.directory}: {error}\n"
                 f"Earlier checkpoints ({self.steps()}) are untouched. Make room or repair the "
@@ -299,18 +299,20 @@ class Checkpoints:
             ) from error
 
     def _recover(self) -> None:
-        """Finishes or removes what a kill left."""
+        """Finishes or removes what a kill or a failure left."""
         for path in self._unfinished():
-            step = int(path.name.partition(".")[0])
             if path.name.endswith(STAGED) and (path / MANIFEST).exists():
-                self._publish(step)  # only its last rename was missing
+                self._publish(int(path.stem))  # only its last rename was missing
             elif not path.name.endswith(TRASH):
                 self._warn(f"removed {path}: its save was interrupted")
-        self._remove_unfinished()
-
-    def _remove_unfinished(self) -> None:
         for path in self._unfinished():
             shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_half_written(self) -> None:
+        """Leaves what is sealed: if the last rename failed, it may be all there is of a step."""
+        for path in self._unfinished():
+            if not (path / MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _unfinished(self) -> list[Path]:
         """Everything this class or Orbax names `<step>.<suffix>`."""

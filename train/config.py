@@ -4,6 +4,8 @@ A config file has one function, `experiment()`, that returns an `Experiment`. Th
 overrides its fields by name (`--optim.lr 3e-4`), and `config.json` in a workdir holds all of them.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +33,7 @@ class Data:
     batch_size: int = 128  # examples per step, over all devices and processes
     holdout: float = 0.1  # share of train cut off for validation, where the source has none
     seed: int = 0  # of the cut and of the shuffle
-    threads: int = 2  # that read and augment, per process
+    threads: int = 2  # that read and augment, per process; 0 is fastest for tiny pictures
     prefetch: int = 2  # batches in flight to the devices
 
     def check(self) -> None:
@@ -55,6 +57,11 @@ class Images(Data):
     def check(self) -> None:
         from train.data import augment, sources
 
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels or 3):
+                raise ConfigError(f"data.{key} is {values}: give one value, or one per channel")
+        if min(self.std) <= 0:
+            raise ConfigError(f"data.std is {self.std}, but pixels are divided by it")
         sources.check_source(self)
         augment.parse(self.augment, self.image_size)
 
@@ -168,10 +175,8 @@ POSITIVE = (
     "evaluate_every",
     "log_every",
     "data.batch_size",
-    "data.threads",
     "data.prefetch",
     "data.image_size",
-    "data.channels",
     "optim.lr",
     "optim.cycle",
     "optim.eps",
@@ -180,7 +185,7 @@ POSITIVE = (
     "checkpoint.every",
     "checkpoint.keep",
 )
-NOT_NEGATIVE = ("optim.warmup", "optim.weight_decay", "seed", "data.seed")
+NOT_NEGATIVE = ("data.threads", "optim.warmup", "optim.weight_decay", "seed", "data.seed")
 SHARES = (  # in [0, 1]
     "data.holdout",
     "optim.final",
@@ -192,10 +197,13 @@ SHARES = (  # in [0, 1]
     "optim.layer_decay",
     "step.ema",
 )
+SIZES = ("parallel.data", "parallel.fsdp", "parallel.tensor")
 RANGES = (
     (POSITIVE, "positive", lambda x: x > 0),
     (NOT_NEGATIVE, "0 or more", lambda x: x >= 0),
     (SHARES, "between 0 and 1", lambda x: 0 <= x <= 1),
+    (SIZES, "positive, or -1 for the devices that are left", lambda x: x > 0 or x == -1),
+    (("data.channels",), "1 or 3", lambda x: x in (1, 3)),
 )
 
 
@@ -210,21 +218,54 @@ def check(experiment: Experiment) -> Experiment:
             value = flat.get(key)
             if value is not None and not holds(value):
                 raise ConfigError(f"{key} is {value}, but must be {wanted}")
-    for key in ("data", "fsdp", "tensor"):
-        size = flat[f"parallel.{key}"]
-        if size < 1 and size != -1:
-            raise ConfigError(f"parallel.{key} is {size}, but must be positive, or -1 for the rest")
-    batch, accumulate = experiment.data.batch_size, experiment.step.accumulate
+    check_sizes(flat)
+    check_patterns(experiment.optim)
+    check_model(experiment.model)
+    experiment.data.check()
+    experiment.task.check()
+    return experiment
+
+
+def check_sizes(flat: Mapping[str, Any]) -> None:
+    """Raises ConfigError for sizes that do not fit together."""
+    batch, accumulate = flat["data.batch_size"], flat["step.accumulate"]
     if batch % accumulate:
         raise ConfigError(
             f"data.batch_size is {batch}: not a multiple of step.accumulate {accumulate}"
         )
+    warmup, steps = flat["optim.warmup"], flat["steps"]
+    if warmup >= steps:
+        raise ConfigError(
+            f"optim.warmup is {warmup} steps of a run of {steps}: shorten it or raise `steps`"
+        )
+    inferred = [key for key in SIZES if flat[key] == -1]
+    if len(inferred) > 1:
+        raise ConfigError(f"{' and '.join(inferred)} are -1, but only one size can be inferred")
+    for key in SIZES[1:]:
+        if flat["parallel.compiler"] == "pmap" and flat[key] > 1:
+            raise ConfigError(
+                f"{key} is {flat[key]}, but pmap takes data-only meshes: set it to 1, or "
+                "parallel.compiler to jit"
+            )
+
+
+def check_patterns(optim: Optim) -> None:
+    """Raises ConfigError for a regex over parameter paths that does not compile."""
+    scaled = tuple(pattern for pattern, _ in optim.lr_scale)
+    tables = {"decay": optim.decay, "freeze": optim.freeze, "lr_scale": scaled}
+    for key, patterns in tables.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"optim.{key}: regex {pattern!r}: {error}") from error
+
+
+def check_model(model: Model) -> None:
+    """Raises ConfigError for a name or an option that the zoo does not have."""
     try:
-        registry.check_options(experiment.model.name, experiment.model.options)
+        registry.check_options(model.name, model.options)
     except registry.UnknownModel as error:
         raise ConfigError(f"model.name: {error}") from error
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
-    experiment.data.check()
-    experiment.task.check()
-    return experiment

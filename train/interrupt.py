@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag: finish the step, save, leave with 0. A second one leaves at once."""
+"""Ctrl-C and SIGTERM as a flag: finish the step, save, leave with 0; a second leaves at once."""
 
 import os
 import signal

@@ -1,8 +1,8 @@
 """Everything a run prints and notes: progress, metrics.jsonl, TensorBoard, pictures, the last line.
 
-Each line of `metrics.jsonl` has `step`, `split` and numbers; a resumed run drops the lines after its
-checkpoint, so that the file reads as if it had never stopped. In a run of several processes only
-the first one writes.
+Each line of `metrics.jsonl` has `step`, `split` and numbers; a resumed run drops the lines after
+its checkpoint, so that the file reads as if it had never stopped. In a run of several processes
+only the first one writes.
 """
 
 import json
@@ -41,9 +41,8 @@ class Logger:
         self._workdir = workdir
         self._first = jax.process_index() == 0
         self._window: list[dict[str, jax.Array]] = []
-        self._began, self._seconds = time.perf_counter(), 0.0
-        if self._first:
-            truncate(self._path, start)
+        self._seconds = truncate(self._path, start) if self._first else 0.0
+        self._began = time.perf_counter() - self._seconds
         bar = cfg.log == "bar" or (cfg.log == "auto" and sys.stdout.isatty())
         self._show = Bar(cfg.steps, start) if bar and self._first else Plain(cfg.steps, start)
         self._board = None
@@ -96,7 +95,7 @@ class Logger:
 
     @property
     def seconds(self) -> float:
-        """Time spent training since `start`, without evaluations."""
+        """Time spent training, without evaluations, also before the run was resumed."""
         return self._seconds
 
     def artifacts(self, step: int, named: Mapping[str, np.ndarray | str]) -> None:
@@ -137,13 +136,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def truncate(path: Path, step: int) -> None:
-    """Drops what was written after `step`."""
-    if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read(path) if row["step"] <= step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+def truncate(path: Path, step: int) -> float:
+    """Drops what was written after `step`, and the test, which is read when a run ends.
+
+    Returns the seconds of training up to there.
+    """
+    if not path.exists():
+        return 0.0
+    rows = [r for r in read(path) if r["step"] <= step and r["split"] != "test"]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, path)
+    return max((row["seconds"] for row in rows if row["split"] == "train"), default=0.0)
 
 
 def phrase(metrics: Mapping[str, float]) -> str:

@@ -22,8 +22,8 @@ def fit(cfg: Experiment, directory: Path) -> dict[str, Any] | None:
     """Trains, evaluates and checkpoints into `directory`, resuming where it holds a checkpoint.
 
     Returns the result, also in result.json: the best step, its validation metrics, and the test
-    metrics, read once, at the end. None if a signal came first: then all is saved, and the same call
-    goes on. On the same devices a resumed run is, bit for bit, the run that never stopped.
+    metrics, read once, at the end. None if a signal came first: then all is saved, and the same
+    call goes on. On the same devices a resumed run is, bit for bit, the run that never stopped.
     """
     run = prepare(cfg)
     with checkpoints(run, directory) as saved, Interrupts() as signals:
@@ -166,7 +166,7 @@ class NonFinite(RuntimeError):
 def finish(
     run: Run, saved: Checkpoints, directory: Path, record: Any, signals: Interrupts
 ) -> dict[str, Any] | None:
-    """Chooses the best checkpoint by validation, reads the test split with it, writes the result."""
+    """Chooses the checkpoint by validation, reads the test split with it, writes the result."""
     saved.wait()
     best = saved.restore(run.abstract, saved.best())
     assert best is not None, "the last step was evaluated and saved"

@@ -296,14 +296,9 @@ LAYER = re.compile(
 )
 
 
-def frozen(cfg: Optim, variables: Tree, *, strict: bool = True) -> Tree:
-    """True where a regex of `freeze` matches the path.
-
-    For parameters; or, with `strict=False`, for another collection such as batch statistics (the
-    collection itself, so that its paths begin as those of the parameters do), where a regex may
-    match nothing. Raises ConfigError as `optimizer` does.
-    """
-    return _table("freeze", variables, _marks(cfg.freeze), False, strict=strict)
+def frozen(cfg: Optim, params: Tree) -> Tree:
+    """True where a regex of `freeze` matches the path. Raises ConfigError as `optimizer` does."""
+    return _table("freeze", params, _marks(cfg.freeze), False)
 
 
 def rates(cfg: Optim, params: Tree) -> Tree:
@@ -387,21 +382,18 @@ def _table(
 # The moving average.
 
 
-def ema(average: Tree, new: Tree, decay: ArrayLike) -> Tree:
-    """decay · average + (1 − decay) · new on floating leaves; others are copied from `new`."""
+def ema(average: Tree, new: Tree, decay: float, updates: ArrayLike) -> Tree:
+    """d · average + (1 − d) · new on floating leaves; others are copied from `new`.
+
+    d = min(decay, (1 + t) / (10 + t)) after t updates, so that the start is soon forgotten, as
+    `num_updates` does in TensorFlow's ExponentialMovingAverage.
+    """
+    t = jnp.asarray(updates, jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + t) / (10 + t))
 
     def move(old: jax.Array, leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return leaf
-        return (old + (1 - decay) * (leaf - old)).astype(old.dtype)
+        return (old + rate * (leaf - old)).astype(old.dtype)
 
     return jax.tree.map(move, average, new)
-
-
-def ema_decay(decay: float, updates: ArrayLike) -> jax.Array:
-    """min(decay, (1 + t) / (10 + t)) after t updates, so that the start is soon forgotten.
-
-    As `num_updates` does in TensorFlow's ExponentialMovingAverage.
-    """
-    t = jnp.asarray(updates, jnp.float32)
-    return jnp.minimum(decay, (1 + t) / (10 + t))

@@ -7,7 +7,7 @@ function over the devices of a data-only mesh, the mapped axis being "data".
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,12 +35,12 @@ def join_processes() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(cfg: Parallel, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(cfg: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of the given sizes over all devices (or those given); one size may be -1.
 
     Raises ConfigError where the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
     if -1 in sizes:
         fixed = math.prod(size for size in sizes if size != -1)

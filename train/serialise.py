@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import json
-from collections.abc import Mapping
+import math
+import runpy
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,25 +22,60 @@ FREE += ("data.threads", "data.prefetch")
 def load(source: str) -> Experiment:
     """From a Python file, a `config.json`, a workdir, or the name of a file in `configs/`.
 
-    Raises ConfigError where there is none, naming the nearest.
+    Raises ConfigError where there is none, naming the nearest, or where the file has a mistake,
+    naming its line.
     """
     path = Path(source)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        path = named(source)
-    if path.suffix == ".json":
-        try:
-            return from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from error
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.is_dir():
+        path = path / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"{source} is a folder without config.json: no run began in it")
+    path = path if path.is_file() else named(source)
+    if path.suffix not in LOADERS:
         raise ConfigError(f"{path} is neither a Python file nor a config.json")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "experiment"):
+    return LOADERS[path.suffix](path)
+
+
+def load_json(path: Path) -> Experiment:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_python(path: Path) -> Experiment:
+    try:
+        function = runpy.run_path(str(path), run_name=path.stem).get("experiment")
+        found = function() if callable(function) else None
+    except Exception as error:  # whatever the user's file raises
+        reason = str(error) if isinstance(error, ConfigError) else _described(error)
+        raise ConfigError(f"{path}{_line(error, path)}: {reason}") from error
+    if function is None:
         raise ConfigError(f"{path} has no function experiment() that returns an Experiment")
-    return module.experiment()
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{path}: experiment() returned {found!r}, which is no Experiment")
+    return found
+
+
+def _described(error: Exception) -> str:
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}"
+
+
+def _line(error: Exception, path: Path) -> str:
+    """`, line 7`: the last line of the file that the error passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f", line {lines[-1]}" if lines else ""
+
+
+LOADERS: dict[str, Callable[[Path], Experiment]] = {".json": load_json, ".py": load_python}
 
 
 def shipped() -> dict[str, Path]:
@@ -59,8 +96,10 @@ def named(name: str) -> Path:
 def to_dict(value: Any) -> Any:
     """Plain JSON values. A dataclass that stands for another (`Images` for `Data`) names its class
     under "kind"."""
+    if isinstance(value, Mapping):
+        return {key: to_dict(inner) for key, inner in value.items()}
     if not dataclasses.is_dataclass(value):
-        return list(map(to_dict, value)) if isinstance(value, tuple) else value
+        return list(map(to_dict, value)) if isinstance(value, (tuple, list)) else value
     kind = {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
     fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return fields | (kind if isinstance(value, (Data, Task)) else {})
@@ -114,17 +153,51 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             pairs = enumerate(zip(value, inner, strict=True))
             return tuple(_convert(v, h, f"{key}[{i}]") for i, (v, h) in pairs)
     if origin is dict and isinstance(value, Mapping):
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {name: _plain(inner, f"{key}.{name}") for name, inner in value.items()}
+    if hint is float and _is_finite(value):
         return float(value)
-    if origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    if hint in (bool, int, str) and type(value) is hint:
         return value
-    raise ConfigError(f"{key} is {value!r}, but must be {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{key} is {value!r}, but must be {_wanted(hint)}")
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """What JSON can hold, with tuples for lists."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(inner, f"{key}[{i}]") for i, inner in enumerate(value))
+    if value is None or isinstance(value, (bool, str)) or _is_finite(value):
+        return value
+    raise ConfigError(f"{key} is {value!r}, but must be a number, a string or a list of them")
+
+
+WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    dict: "an object with keys",
+}
+
+
+def _wanted(hint: Any) -> str:
+    """The annotation in words: `a list of strings`."""
+    arguments = get_args(hint)
+    if get_origin(hint) is not tuple:
+        return WANTED.get(get_origin(hint) or hint, str(hint))
+    if arguments[-1] is Ellipsis:
+        return f"a list, each {_wanted(arguments[0])}"
+    return f"a list of {' and '.join(map(_wanted, arguments))}"
 
 
 def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} is {value!r}, but must hold the keys of {hint.__name__}")
+        where = key or "the experiment"
+        raise ConfigError(f"{where} is {value!r}, but must hold the keys of {hint.__name__}")
     values = dict(value)
     kind = _kind(values.pop("kind", None), hint, key)
     hints = get_type_hints(kind)
@@ -132,20 +205,23 @@ def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0) or ["kind"]
             raise ConfigError(f"unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
     return kind(**{k: _convert(v, hints[k], f"{prefix}{k}") for k, v in values.items()})
 
 
-def _kind(name: str | None, base: Any, key: str) -> Any:
+def _kind(name: Any, base: Any, key: str) -> Any:
     """The dataclass that "module:Class" names, which must be a kind of `base`."""
     if name is None:
         return base
-    module, _, qualname = name.partition(":")
+    module, _, qualname = str(name).partition(":")
     try:
         kind = getattr(importlib.import_module(module), qualname)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}.kind is {name!r}, which cannot be imported: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}.kind is {name!r}, which cannot be imported: {error}; "
+            f"name a {base.__name__} in a module on the path, as module:Class"
+        ) from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ConfigError(f"{key}.kind is {name!r}, which is no {base.__name__}")
     return kind

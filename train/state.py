@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-@flax.struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """All that a checkpoint holds of a run besides the position in the data.
 
     step    int32 scalar: updates done
@@ -35,7 +34,15 @@ class State:
     @classmethod
     def create(cls, rng: jax.Array, params: Any, opt: Any, *, vars: Any = None, ema: Any = None):
         zero = jnp.zeros((), jnp.int32)
-        return cls(zero, rng, params, opt, vars or {}, ema or {}, {"skipped": zero})
+        return cls(
+            step=zero,
+            rng=rng,
+            params=params,
+            opt=opt,
+            vars=vars or {},
+            ema=ema or {},
+            extra={"skipped": zero},
+        )
 
     def variables(self) -> dict[str, Any]:
         """What the model is evaluated with: the moving average where one is kept."""

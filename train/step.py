@@ -51,7 +51,8 @@ def supervised(
         if cfg.ema is not None:
             average = ema(state.ema, {"params": params, **vars}, cfg.ema, state.step)
             new = new.replace(ema=average)
-        norm, lr = optax.global_norm(grads), schedule(state.step)
+        applied = state.step - state.extra["skipped"]  # what the optimizer counts
+        norm, lr = optax.tree.norm(grads), schedule(applied)
         return new, metrics | {"grad_norm": norm, "lr": lr}
 
     return guarded(update)
@@ -122,8 +123,8 @@ def guarded(update: Update) -> Update:
 
 def precise(apply: Callable[..., Any], cfg: Step, keep: Sequence[str] = ()) -> Callable[..., Any]:
     """`apply(variables, *inputs)` computed in `cfg.precision`: parameters (but those that `keep`
-    matches) and inputs are cast on the way in, results to float32 on the way out; running statistics
-    and other collections stay float32."""
+    matches) and inputs are cast on the way in, results to float32 on the way out; running
+    statistics and other collections stay float32."""
     if cfg.precision == "float32":
         return apply
 

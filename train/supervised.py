@@ -1,4 +1,4 @@
-"""A task with one model, one loss and one optimizer, from the two functions that make it special."""
+"""A task with one model, one loss and one optimizer, from the functions that make it special."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

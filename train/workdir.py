@@ -24,8 +24,8 @@ CONFIG, RESULT = "config.json", "result.json"
 def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> None:
     """Makes the folder and writes `config.json`.
 
-    Raises ConfigError where the folder cannot be written, or holds another experiment: a run goes on
-    only with the settings that it began with, unless `accept_changes`.
+    Raises ConfigError where the folder cannot be written, or holds checkpoints of another
+    experiment: a run goes on only with the settings that it began with, unless `accept_changes`.
     """
     values = to_dict(cfg)
     try:
@@ -34,15 +34,24 @@ def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> 
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"--workdir {directory} cannot be written: {error}") from error
-    changed = differences(read(directory, CONFIG) or values, values)
+        raise ConfigError(
+            f"--workdir {directory} cannot be written: {error.strerror}; choose another"
+        ) from error
+    changed = differences(read(directory, CONFIG) or values, values) if begun(directory) else []
     if changed and not accept_changes:
         lines = "\n  ".join(changed)
         raise ConfigError(
             f"--workdir {directory} holds another experiment:\n  {lines}\n"
             "Choose another --workdir, or go on with these changes by --accept-changes"
         )
+    if changed:
+        (directory / RESULT).unlink(missing_ok=True)  # it is that of the old settings
     write(directory, CONFIG, values)
+
+
+def begun(directory: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return any((directory / "checkpoints").glob("[0-9]*"))
 
 
 def result(directory: Path) -> dict[str, Any] | None:

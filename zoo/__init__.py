@@ -5,7 +5,7 @@
     model, variables = zoo.load("microsoft/resnet-50")
     logits = model.apply(variables, images)
 
-These are small doors: each imports what it needs when it is called, so that `import zoo` is instant.
+These are small doors: each imports what it needs when it is called, and `import zoo` is instant.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def card(source: str | Path) -> Card:
 
 
 def describe(name: str) -> str:
-    """A variant in a screenful: paper, data flow, options, and its modules with shapes and counts."""
+    """A variant in a screenful: paper, data flow, options, inputs, and its parts with counts."""
     import inspect
 
     import jax

@@ -1,7 +1,7 @@
 """Where the leaves of a tree live on a mesh: tables of regex → axes over paths.
 
-The mesh has the axes ("data", "fsdp", "tensor"). A row of a table gives a `PartitionSpec` as a tuple
-of axis names; what no row covers is split over "fsdp" along its largest divisible axis.
+The mesh has the axes ("data", "fsdp", "tensor"). A row of a table gives a `PartitionSpec` as a
+tuple of axis names; what no row covers is split over "fsdp" along its largest divisible axis.
 """
 
 import re

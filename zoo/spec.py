@@ -19,7 +19,7 @@ class Variant:
 
 
 class Input(NamedTuple):
-    """One input of a model by keyword: `"b"` in the shape is the batch; values lie in [low, high]."""
+    """One input of a model: `"b"` in the shape is the batch, values lie in [low, high]."""
 
     shape: tuple[str | int, ...]
     dtype: str = "float32"

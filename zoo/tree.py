@@ -74,7 +74,7 @@ def mask(tree: Tree, patterns: Iterable[str]) -> Tree:
 
 
 def cast(tree: Tree, dtype: Any, keep: Sequence[str] = ()) -> Tree:
-    """Floating leaves as `dtype`, except where a regex of `keep` matches the path; others untouched."""
+    """Floating leaves as `dtype`, but not where a regex of `keep` matches; others untouched."""
     kept = [re.compile(pattern) for pattern in keep]
 
     def convert(path: str, leaf: Any) -> Any:

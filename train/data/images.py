@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from train.config import ConfigError, Images
 from train.data import pipeline, sources
+from zoo.card import Preprocess
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Dataset:
         batches = self.source.splits[split]
         return pipeline.eval_batches(batches, self.cfg, name=split, **_process())
 
+    def normalise(self, image: jax.Array) -> jax.Array:
+        """uint8 [b, h, w, c] → float32, less the mean, over the standard deviation; on device."""
+        row = (1, 1, 1, -1)
+        mean, std = jnp.array(self.cfg.mean).reshape(row), jnp.array(self.cfg.std).reshape(row)
+        return (image.astype(jnp.float32) / 255 - mean) / std
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The same for users of the trained weights."""
+        return Preprocess(size=self.shape[0], mean=self.cfg.mean, std=self.cfg.std)
+
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global training batch."""
         b = self.cfg.batch_size
@@ -48,7 +61,7 @@ class Dataset:
 
 
 def open_images(cfg: Images) -> Dataset:
-    """Raises ConfigError for a source that cannot be used and for a mean or std that does not fit."""
+    """Raises ConfigError for a source that cannot be used, a mean or std that does not fit."""
     data = Dataset(cfg, sources.open_source(cfg))
     for key in ("mean", "std"):
         if len(getattr(cfg, key)) not in (1, data.shape[-1]):
@@ -59,12 +72,5 @@ def open_images(cfg: Images) -> Dataset:
     return data
 
 
-def normalise(image: jax.Array, cfg: Images) -> jax.Array:
-    """uint8 [b, h, w, c] → float32 with the mean and standard deviation of the config, on device."""
-    row = (1, 1, 1, -1)
-    mean, std = jnp.array(cfg.mean).reshape(row), jnp.array(cfg.std).reshape(row)
-    return (image.astype(jnp.float32) / 255 - mean) / std
-
-
-def _process() -> dict[str, int]:
+def _process() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

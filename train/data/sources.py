@@ -248,7 +248,9 @@ def open_tfds(name: str, cfg: Data) -> Source:
         ) from error
     sizes = {name: split.num_bytes for name, split in builder.info.splits.items()}
     splits: dict[str, Split] = {
-        ours: Encoded(read[theirs], sizes[theirs]) for ours, theirs in _stored(read)
+        ours: Encoded(read[theirs], sizes[theirs])
+        for ours, theirs in _stored(read)
+        if len(read[theirs])
     }
     if "train" not in splits:
         raise _error(cfg, f"has the splits {', '.join(sorted(read))}, but no train split")

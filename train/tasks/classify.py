@@ -33,18 +33,16 @@ class Classify(Task):
 
         import zoo
         from train import losses, metrics, pictures, supervised
-        from train.data.images import normalise
-        from zoo.card import Preprocess
 
-        cfg, labels = setup.experiment, setup.data.labels
-        height, width, channels = setup.data.shape
+        cfg, data, labels = setup.experiment, setup.data, setup.data.labels
+        height, width, channels = data.shape
         if height != width:
             raise ConfigError(f"data.image_size: pictures are {height}×{width}; set it to one size")
         facts = {"num_classes": len(labels), "in_channels": channels, "image_size": height}
         model = zoo.create(cfg.model.name, **(facts | cfg.model.options)).clone(axis=setup.axis)
 
         def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:
-            image, label = normalise(batch["image"], cfg.data), batch["label"]
+            image, label = data.normalise(batch["image"]), batch["label"]
             target = jax.nn.one_hot(label, len(labels))
             image, target = losses.mix(rng, image, target, self.mixup, self.cutmix)
             logits = forward(image)
@@ -53,7 +51,7 @@ class Classify(Task):
             return value, {"accuracy": hit}
 
         def quantities(forward: Any, batch: Any) -> dict[str, jax.Array]:
-            logits = forward(normalise(batch["image"], cfg.data))
+            logits = forward(data.normalise(batch["image"]))
             known = {"logits": logits, "labels": batch["label"], "mask": batch["mask"]}
             return {"loss": losses.cross_entropy(logits, batch["label"]), **known}
 
@@ -66,7 +64,7 @@ class Classify(Task):
         return supervised.build(
             setup,
             model,
-            inputs=lambda batch: (normalise(batch["image"], cfg.data),),
+            inputs=lambda batch: (data.normalise(batch["image"]),),
             objective=objective,
             quantities=quantities,
             metric=metrics.collection(
@@ -83,9 +81,9 @@ class Classify(Task):
                 model=cfg.model.name,
                 config=asdict(model.config),
                 paper=zoo.registry.entry(cfg.model.name).paper,
-                preprocess=Preprocess(size=height, mean=cfg.data.mean, std=cfg.data.std),
+                preprocess=data.preprocess,
                 labels=labels,
-                licence=setup.data.source.licence,
+                licence=data.source.licence,
                 source=f"trained with flax-zoo {zoo.__version__} on {cfg.data.source}",
             ),
         )

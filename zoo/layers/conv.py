@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 # He et al., 2015, arXiv:1502.01852: variance 2 / fan-out keeps the gradient's scale through ReLUs.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -21,7 +22,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         k, pad = self.kernel, self.kernel // 2
         kernel = self.param("kernel", he_fan_out, (k, k, x.shape[-1], self.width))
-        x, kernel = nn.dtypes.promote_dtype(x, kernel)
+        x, kernel = promote_dtype(x, kernel)
         y = jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -38,7 +39,9 @@ class Conv(nn.Module):
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
     """Maximum over window × window, padded by window // 2 with −∞ on every side."""
     pad = window // 2
-    return nn.max_pool(x, (window, window), (stride, stride), ((pad, pad), (pad, pad)))
+    size, step = (1, window, window, 1), (1, stride, stride, 1)
+    sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, step, sides)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """A run of equal blocks: as a loop or as one scan, rematerialised or not.
 
 The one place that knows how. A loop names its blocks `block_0`, `block_1`, …; a scan holds one tree
-`blocks` whose leaves have the depth as their first axis, and compiles once for all of them. `stacked`
-and `unstacked` turn one layout into the other, so that a checkpoint serves both.
+`blocks` whose leaves have the depth as their first axis, and compiles once for all of them.
+`stacked` and `unstacked` turn one layout into the other, so that a checkpoint serves both.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ def stack(
 
 
 def stacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
-    """The tree of a loop as that of a scan: per scope, `block_i` from `start` on become `blocks`."""
+    """A loop's tree as that of a scan: per scope, `block_i` from `start` on become `blocks`."""
     result = {k: stacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
     names = [f"block_{i}" for i in range(start, len(tree)) if f"block_{i}" in tree]
     if names:

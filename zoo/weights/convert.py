@@ -2,8 +2,8 @@
 
 A table is a list of `Row(foreign, ours, op)`: names of foreign tensors, paths in our variables
 (`params/stem/conv/kernel`), and how one becomes the other. Loading is strict: every foreign tensor
-matches one row or is listed as ignored, every path is filled, every shape agrees, or all differences
-are reported at once and nothing is loaded.
+matches one row or is listed as ignored, every path is filled, every shape agrees, or all
+differences are reported at once and nothing is loaded.
 """
 
 import re
@@ -48,10 +48,10 @@ class Format(NamedTuple):
     """One naming of one family.
 
     rows(config) lists the table of a model of that size. `marker` is a name that only this format
-    has. `ignored` are regexes of foreign names that hold nothing we keep. `config(tensors, facts)` gives our Config from the tensors' shapes and
-    the parsed `config.json` ({} where there is none); `facts(config, card)` is its inverse; None
-    where the format has no `config.json`. `constants(rows)` are tensors that only the foreign side
-    has and that an export writes.
+    has. `ignored` are regexes of foreign names that hold nothing we keep. `config(tensors, facts)`
+    gives our Config from the tensors' shapes and the parsed `config.json` ({} where there is none);
+    `facts(config, card)` is its inverse, None where the format has no `config.json`.
+    `constants(rows)` are tensors that only the foreign side has and that an export writes.
     """
 
     rows: Callable[[Any], list[Row]]

@@ -75,7 +75,8 @@ def write(
     """Writes `model.safetensors` and JSON files into a directory: each whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{FILE}.partial"
-    save_file(dict(tensors), str(partial), metadata={"format": "pt"})
+    arrays: Any = dict(tensors)  # NumPy arrays do as well as those of JAX
+    save_file(arrays, str(partial), metadata={"format": "pt"})
     os.replace(partial, directory / FILE)
     for name, content in texts.items():
         partial = directory / f".{name}.partial"

@@ -27,7 +27,7 @@ def table(page: str) -> ModuleType:
 
 
 def load(path: Path) -> tuple[Any, dict[str, Any], Card]:
-    """`(model, variables, card)`. Raises WeightsError where nothing known is found or it differs."""
+    """`(model, variables, card)`. Raises WeightsError for what is unknown or differs."""
     tensors = formats.read(path)
     facts = _json(path, "config.json")
     page, format = _recognise(tensors, facts, path)
@@ -81,8 +81,8 @@ def _recognise(
             if format.marker in tensors:
                 return page, format
     raise WeightsError(
-        f"{path}: neither config.json (model_type {facts.get('model_type')!r}) nor the names of the "
-        f"tensors belong to a known family: {', '.join(families())}"
+        f"{path}: neither config.json (model_type {facts.get('model_type')!r}) nor the names of "
+        f"the tensors belong to a known family: {', '.join(families())}"
     )
 
 
@@ -121,7 +121,7 @@ def _shapes(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _preprocess(config: Any) -> Preprocess:
-    gray = {"mean": (0.5,), "std": (0.5,)} if getattr(config, "in_channels", 3) == 1 else {}
+    gray: Any = {"mean": (0.5,), "std": (0.5,)} if getattr(config, "in_channels", 3) == 1 else {}
     return Preprocess(size=getattr(config, "image_size", 224), **gray)
 
 
