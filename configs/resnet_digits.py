@@ -19,9 +19,10 @@ def experiment() -> Experiment:
             augment=("crop:1", "rotate:10"),
             mean=(0.3,),
             std=(0.35,),
+            threads=0,
         ),
         task=Classify(label_smoothing=0.1),
         optim=Optim("sgd", lr=0.1, schedule="one_cycle", weight_decay=5e-4),
-        steps=800,
+        steps=600,
         evaluate_every=100,
     )

@@ -37,14 +37,15 @@ def experiment(**changes) -> Experiment:
     return Experiment(**fields | changes)
 
 
-def start(cfg: Experiment, directory: Path, trace: Path | None = None):
+def start(cfg: Experiment, directory: Path, trace: Path | None = None, **environment: str):
     """A running process that fits `cfg` in `directory`; its output goes to `directory`.log."""
-    process = CONTEXT.Process(target=run, args=(cfg, directory, trace))
+    process = CONTEXT.Process(target=run, args=(cfg, directory, trace, environment))
     process.start()
     return process
 
 
-def run(cfg: Experiment, directory: Path, trace: Path | None) -> None:
+def run(cfg: Experiment, directory: Path, trace: Path | None, environment: dict) -> None:
+    os.environ |= environment
     output = os.open(f"{directory}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -589,7 +589,7 @@ def test_two_processes_save_and_restore_and_one_takes_over(run):
     assert run.names() == ["2"]
     alone = run.restore()
     assert_same(alone.state, state_of(2))
-    assert alone.data is None and "number of processes" in run.warnings[0]
+    assert alone.data == {"rank": 0} and "number of processes" in run.warnings[0]
 
 
 ROLES = {role.__name__: role for role in (save_forever, save_and_leave, save_and_restore_together)}

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from train import optim
+from train import optim, schedules
 from train.config import ConfigError, Optim
 from zoo import tree
 from zoo.layers.stack import stacked
@@ -111,22 +111,22 @@ def shares_of(cfg, steps=STEPS):
 
 def test_the_tables_hold_what_a_config_may_name():
     kinds = get_type_hints(Optim)
-    assert tuple(optim.SCHEDULES) == get_args(kinds["schedule"])
+    assert tuple(schedules.SCHEDULES) == get_args(kinds["schedule"])
     assert tuple(optim.OPTIMIZERS) == get_args(kinds["name"])
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 @pytest.mark.parametrize("warmup, final", [(0, 0.0), (7, 0.1)])
 def test_a_schedule_equals_its_formula_at_every_step(name, warmup, final):
     cfg = Optim(schedule=name, lr=0.3, warmup=warmup, final=final, cycle=10)
-    lr = jax.jit(jax.vmap(optim.schedule(cfg, STEPS)))(jnp.arange(STEPS + 1))
+    lr = jax.jit(jax.vmap(schedules.schedule(cfg, STEPS)))(jnp.arange(STEPS + 1))
     assert lr.dtype == jnp.float32
     np.testing.assert_allclose(lr, 0.3 * np.array(shares_of(cfg)), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_warmup_starts_at_zero_and_reaches_the_peak_at_its_last_step(name):
-    lr = optim.schedule(Optim(schedule=name, lr=0.3, warmup=8, cycle=10), STEPS)
+    lr = schedules.schedule(Optim(schedule=name, lr=0.3, warmup=8, cycle=10), STEPS)
     np.testing.assert_allclose([lr(0), lr(4), lr(8)], [0, 0.15, 0.3], rtol=1e-6)
     assert lr(jnp.arange(STEPS)).max() <= 0.3 * (1 + 1e-6)
 
@@ -134,15 +134,15 @@ def test_warmup_starts_at_zero_and_reaches_the_peak_at_its_last_step(name):
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "one_cycle"])
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_a_decaying_schedule_ends_at_the_final_share_and_stays(name, warmup):
-    lr = optim.schedule(Optim(schedule=name, lr=0.3, warmup=warmup, final=0.1), STEPS)
+    lr = schedules.schedule(Optim(schedule=name, lr=0.3, warmup=warmup, final=0.1), STEPS)
     np.testing.assert_allclose([lr(STEPS), lr(2 * STEPS)], [0.03, 0.03], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 100])
 def test_a_schedule_never_jumps(name, warmup):
     cfg = Optim(schedule=name, lr=1.0, warmup=warmup, final=0.1, cycle=200)
-    lr = optim.schedule(cfg, 1000)(jnp.arange(1001))
+    lr = schedules.schedule(cfg, 1000)(jnp.arange(1001))
     # rsqrt without warm-up is steep by nature: 1, √½, √⅓, …
     start = 10 if name == "rsqrt" else 0
     assert jnp.abs(jnp.diff(lr[start:])).max() < 0.02
@@ -150,9 +150,9 @@ def test_a_schedule_never_jumps(name, warmup):
 
 def test_a_schedule_that_does_not_fit_is_refused_by_key():
     with pytest.raises(ConfigError, match=r"optim.warmup is 40 steps of a run of 40"):
-        optim.schedule(Optim(warmup=40), 40)
+        schedules.schedule(Optim(warmup=40), 40)
     with pytest.raises(ConfigError, match=r"optim.cooldown is 36 of 40 steps"):
-        optim.schedule(Optim(schedule="wsd", warmup=10, cooldown=0.9), 40)
+        schedules.schedule(Optim(schedule="wsd", warmup=10, cooldown=0.9), 40)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -363,7 +363,7 @@ def test_every_optimizer_with_every_schedule_reduces_a_quadratic(name):
     params = random_like({"block_0": {"kernel": (3, 5), "bias": (5,)}, "head": {"kernel": (5, 2)}})
     square = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
 
-    for schedule, warmup in zip(optim.SCHEDULES, itertools.cycle((0, 2)), strict=False):
+    for schedule, warmup in zip(schedules.SCHEDULES, itertools.cycle((0, 2)), strict=False):
         cfg = Optim(name, RATES[name], schedule, warmup, cycle=6, decay=(".*",), clip=100.0)
         tx = optim.optimizer(cfg, params, 10)
 

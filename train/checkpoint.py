@@ -12,15 +12,13 @@ atomic and comes last, so a directory named by a number is complete, and a kill 
 every checkpoint that was there before. Every file is compared with the manifest before it is used.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -33,10 +31,19 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from train.config import ConfigError
+from train.manifest import (
+    MANIFEST,
+    CheckpointError,
+    CorruptCheckpoint,
+    read_manifest,
+    seal,
+    sync,
+    verify,
+)
 from train.state import State
+from train.workdir import check_writable
 from zoo import tree
 
-MANIFEST = "manifest.json"
 STAGED, TRASH = ".staged", ".trash"
 NOTHING, REFUSED = -1, -2  # what process 0 may tell the others instead of a step
 
@@ -44,18 +51,11 @@ NOTHING, REFUSED = -1, -2  # what process 0 may tell the others instead of a ste
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or does not fit the run; the message says what to do."""
-
-
-class CorruptCheckpoint(CheckpointError):
-    """A file of a sealed checkpoint is not what was sealed; the message names it."""
-
-
 class Restored(NamedTuple):
     """What `Checkpoints.restore` found.
 
-    `data` is this process's position in the data, or None where another number of processes saved.
+    `data` is this process's position in the data, or that of process 0 where another number of
+    processes saved.
     """
 
     step: int
@@ -252,7 +252,7 @@ class Checkpoints:
         if not data.found:
             self._warn(
                 f"checkpoint {step} was saved by another number of processes than "
-                f"{jax.process_count()}: its position in the data is lost"
+                f"{jax.process_count()}: the data go on from where process 0 was"
             )
         leaves = tree.flatten(loaded["state"])
         state = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in wanted])
@@ -270,7 +270,7 @@ class Checkpoints:
         """Gives a staged checkpoint its name, in place of an older one of the same step."""
         self._discard(step)
         self._staged(step).rename(self._final(step))
-        _sync(self.directory)
+        sync(self.directory)
         self._damaged.discard(step)
         shutil.rmtree(self._path(step, TRASH), ignore_errors=True)
 
@@ -305,8 +305,12 @@ class Checkpoints:
                 self._publish(int(path.stem))  # only its last rename was missing
             elif not path.name.endswith(TRASH):
                 self._warn(f"removed {path}: its save was interrupted")
-        for path in self._unfinished():
-            shutil.rmtree(path, ignore_errors=True)
+        for _ in range(20):  # Orbax's writers of a failed save may still be making files
+            for path in self._unfinished():
+                shutil.rmtree(path, ignore_errors=True)
+            if not self._unfinished():
+                return
+            time.sleep(0.05)
 
     def _remove_half_written(self) -> None:
         """Leaves what is sealed: if the last rename failed, it may be all there is of a step."""
@@ -344,7 +348,8 @@ class Checkpoints:
 class DataState:
     """One process's position in the data: a JSON file that Orbax lets each process write and read.
 
-    `found` tells whether `load` had a file for this process among as many as now.
+    `found` tells whether `load` had a file for this process among as many as now; if not, it takes
+    that of process 0, since a position counts the examples of all.
     """
 
     def __init__(self, value: Any = None):
@@ -363,7 +368,8 @@ class DataState:
         async def read() -> None:
             path = Path(directory) / self._name
             self.found = path.exists()
-            self.value = json.loads(path.read_text()) if self.found else None
+            path = path if self.found else next(Path(directory).glob("process_0-of-*.json"))
+            self.value = json.loads(path.read_text())
 
         return read()
 
@@ -371,78 +377,6 @@ class DataState:
 # Created in the background, a directory that fails to appear keeps Orbax's writers waiting for
 # twenty minutes, and with them the end of the process.
 ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-
-
-def seal(directory: Path, record: Mapping[str, Any]) -> None:
-    """Writes the manifest: `record` and the size and hash of every file below `directory`.
-
-    Files reach the disk before the manifest does, so that it holds after a power cut too.
-    """
-    contents = sorted(directory.rglob("*"))
-    for path in contents:
-        _sync(path)
-    files = {
-        path.relative_to(directory).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": hash_of(path),
-        }
-        for path in contents
-        if path.is_file()
-    }
-    part = directory / f"{MANIFEST}.part"
-    part.write_bytes(_render({**record, "files": files}))
-    _sync(part)
-    part.replace(directory / MANIFEST)
-    _sync(directory)
-
-
-def verify(directory: Path) -> None:
-    """Raises CorruptCheckpoint naming the first file that is not as it was sealed."""
-    for name, sealed in read_manifest(directory)["files"].items():
-        path = directory / name
-        try:
-            size = path.stat().st_size
-            if size != sealed["bytes"]:
-                raise CorruptCheckpoint(f"{path} has {size} bytes, sealed were {sealed['bytes']}")
-            if hash_of(path) != sealed["sha256"]:
-                raise CorruptCheckpoint(f"{path} has other contents than were sealed (SHA-256)")
-        except OSError as error:
-            raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The record that `seal` wrote; raises CorruptCheckpoint unless it is that, byte for byte."""
-    path = directory / MANIFEST
-    try:
-        contents = path.read_bytes()
-        record = json.loads(contents)["checkpoint"]
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{path} is not a manifest: {error}") from error
-    if contents != _render(record):
-        raise CorruptCheckpoint(f"{path} has other contents than were sealed (SHA-256)")
-    return record
-
-
-def _render(record: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest; the hash over its own record makes them the only right ones."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"checkpoint": record, "sha256": digest}, sort_keys=True, indent=1).encode()
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def specs(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -481,20 +415,6 @@ def _placed(abstract: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         )
         for path, leaf in abstract.items()
     }
-
-
-def check_writable(directory: Path) -> None:
-    """Creates `directory` if missing; raises ConfigError unless files can be made in it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        target = f"{directory} -> {directory.readlink()}" if directory.is_symlink() else directory
-        raise ConfigError(
-            f"cannot write checkpoints in {target}: {error.strerror}; "
-            "make it a directory that you may write, or choose another --workdir"
-        ) from error
 
 
 def in_background(work: Callable[[], None]) -> Future[None]:

@@ -41,6 +41,7 @@ class Logger:
         self._workdir = workdir
         self._first = jax.process_index() == 0
         self._window: list[dict[str, jax.Array]] = []
+        self._told: dict[str, int] = {}  # unreadable pictures by split
         self._seconds = truncate(self._path, start) if self._first else 0.0
         self._began = time.perf_counter() - self._seconds
         bar = cfg.log == "bar" or (cfg.log == "auto" and sys.stdout.isatty())
@@ -92,6 +93,16 @@ class Logger:
     def evaluation(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         self._write(step, split, metrics)
         self._show.line(step, f"{split}: {phrase(metrics)}")
+
+    def unreadable(self, step: int, skips: Any) -> None:
+        """Tells how many pictures were left out, when that has grown (`data.pipeline.Skips`)."""
+        if skips.count > self._told.get(skips.name, 0):
+            self._told[skips.name] = skips.count
+            self._show.line(
+                step,
+                f"{skips.count} of {skips.length} {skips.name} pictures cannot be read and are "
+                f"left out: {'; '.join(skips.first)}",
+            )
 
     @property
     def seconds(self) -> float:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from train.config import ConfigError, Data, Experiment, Task
 
@@ -50,12 +50,12 @@ def load_json(path: Path) -> Experiment:
 def load_python(path: Path) -> Experiment:
     try:
         function = runpy.run_path(str(path), run_name=path.stem).get("experiment")
-        found = function() if callable(function) else None
+        if not callable(function):
+            raise ConfigError("there is no function experiment() that returns an Experiment")
+        found = function()
     except Exception as error:  # whatever the user's file raises
         reason = str(error) if isinstance(error, ConfigError) else _described(error)
         raise ConfigError(f"{path}{_line(error, path)}: {reason}") from error
-    if function is None:
-        raise ConfigError(f"{path} has no function experiment() that returns an Experiment")
     if not isinstance(found, Experiment):
         raise ConfigError(f"{path}: experiment() returned {found!r}, which is no Experiment")
     return found
@@ -161,7 +161,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     raise ConfigError(f"{key} is {value!r}, but must be {_wanted(hint)}")
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
 

@@ -9,6 +9,7 @@ import jax
 from train import evaluation, optim, step
 from train.config import Setup
 from train.metrics import Metric
+from train.schedules import schedule
 from train.state import Batch, Metrics, State, Task
 from zoo import Card, registry, sharding
 
@@ -68,7 +69,7 @@ def build(
         loss,
         optimizer,
         cfg.step,
-        schedule=optim.schedule(cfg.optim, cfg.steps),
+        schedule=schedule(cfg.optim, cfg.steps),
         frozen=cfg.optim.freeze,
         axis=setup.axis,
     )

@@ -11,6 +11,7 @@ result.json            written last: what was reached
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> 
 def begun(directory: Path) -> bool:
     """Whether there is anything to go on from."""
     return any((directory / "checkpoints").glob("[0-9]*"))
+
+
+def check_writable(directory: Path) -> None:
+    """Creates `directory` if missing; raises ConfigError unless files can be made in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        target = f"{directory} -> {directory.readlink()}" if directory.is_symlink() else directory
+        raise ConfigError(
+            f"cannot write in {target}: {error.strerror}; "
+            "make it a directory that you may write, or choose another --workdir"
+        ) from error
 
 
 def result(directory: Path) -> dict[str, Any] | None:

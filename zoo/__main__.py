@@ -1,6 +1,8 @@
-"""`python -m zoo list [PATTERN]` and `python -m zoo describe MODEL`."""
+"""`python -m zoo list [PATTERN]`, `python -m zoo describe MODEL` and `python -m zoo table`."""
 
 import argparse
+import os
+import re
 import sys
 
 import zoo
@@ -16,9 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
     describing = commands.add_parser("describe", help="one variant: data flow, options, counts")
     describing.add_argument("model")
     describing.set_defaults(run=lambda options: zoo.describe(options.model))
+    tabling = commands.add_parser("table", help="the Markdown table of the README")
+    tabling.set_defaults(run=lambda options: table())
     options = parser.parse_args(arguments)
     try:
-        print(options.run(options))
+        print(options.run(options), flush=True)
+    except BrokenPipeError:  # `| head` has what it wanted; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except zoo.UnknownModel as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,6 +38,15 @@ def show_list(pattern: str) -> str:
         raise zoo.UnknownModel(f"no model matches {pattern!r}; see `python -m zoo list`")
     rows = [registry.entry(name) for name in names]
     return "\n".join(f"{row.name:<16} {row.params:>14,}  {row.paper}" for row in rows)
+
+
+def table() -> str:
+    """Every variant as a row of Markdown; imports neither jax nor flax."""
+    rows = ["| model | parameters | paper |", "|---|---:|---|"]
+    for row in map(registry.entry, zoo.list_models()):
+        paper = re.sub(r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", row.paper)
+        rows.append(f"| `{row.name}` | {row.params:,} | {paper} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

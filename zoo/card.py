@@ -53,7 +53,7 @@ def from_hugging_face(facts: Mapping[str, Any], processor: Mapping[str, Any]) ->
     labels = facts.get("id2label", {})
     size = processor.get("size", 224)
     size = size.get("shortest_edge", size.get("height", 224)) if isinstance(size, dict) else size
-    resampling = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    resampling = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # of PIL
     return {
         "labels": tuple(labels[key] for key in sorted(labels, key=int)),
         "preprocess": Preprocess(

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.fill import fill, image
 
 import zoo
+from tests.golden.fill import fill, image
 from zoo import tree
 from zoo.weights import convert, store
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import fill
-from golden.replay import Case, check_evaluation, check_training, plant
 from jax.sharding import AxisType, PartitionSpec
 
+from tests.golden import fill
+from tests.golden.replay import Case, check_evaluation, check_training, plant
 from zoo.layers import conv, norm
 from zoo.models import resnet
 from zoo.weights import convert
@@ -104,9 +104,12 @@ class Shortcut""",
     "ε of 1e-4": (norm, "epsilon: float = 1e-5", "epsilon: float = 1e-4"),
     "ε of 1e-3": (norm, "epsilon: float = 1e-5", "epsilon: float = 1e-3"),
     "convolutions padded as SAME": (conv, "padding=((pad, pad), (pad, pad))", 'padding="SAME"'),
-    "pooling padded as SAME": (conv, "((pad, pad), (pad, pad)))\n", '"SAME")\n'),
-    "kernels transposed": (convert, '"o i h w", "h w i o"', '"o i h w", "w h i o"'),
-    "statistics of the batch": (norm, "        if train:\n", "        if True:\n"),
+    "pooling padded as SAME": (
+        conv,
+        "sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))",
+        'sides = "SAME"',
+    ),
+    "kernels transposed": (convert, 'CONV = layout("o i h w", "h', 'CONV = layout("o i w h", "h'),
 }
 TRAINING_FAULTS = {
     "biased running variance": (norm, "var * (n / max(n - 1, 1))", "var"),
@@ -178,12 +181,14 @@ def test_batch_norm_is_exact_at_a_large_mean():
 
     exact = x.astype(np.float64)
     mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
-    # x itself is stored to 1e-3, and its mean to one unit in the last place: 1e4 · 2⁻²³.
-    np.testing.assert_allclose(y, (exact - mean) / np.sqrt(var + 1e-5), atol=2e-3)
+    # A float32 sum of 144 values of 1e4 is off by a few of its units, 1/8, so a mean by a few 1e-3.
+    np.testing.assert_allclose(y, (exact - mean) / np.sqrt(var + 1e-5), atol=1e-2)
     running = moved["batch_stats"]
     np.testing.assert_allclose(running["mean"], 0.25 * mean, rtol=1e-6)
     unbiased = exact.var((0, 1, 2), ddof=1)
-    np.testing.assert_allclose(running["var"], 0.75 + 0.25 * unbiased, rtol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.75 + 0.25 * unbiased, rtol=1e-4)
+    one_pass = np.square(x).mean((0, 1, 2)) - np.square(x.mean((0, 1, 2)))
+    assert np.abs(one_pass - var).max() > 1
 
 
 def test_batch_norm_over_a_mapped_axis_is_that_of_the_global_batch():

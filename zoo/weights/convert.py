@@ -104,19 +104,20 @@ def load(
     """`{path: array}` for every path of `expected` (arrays or shapes with dtypes).
 
     tensors: foreign name → array, read only when its row is reached.
-    Raises WeightsError listing `+` tensors without a row, `-` paths left unfilled and `~` shapes
+    Raises WeightsError listing `+` tensors without a place, `-` paths left unfilled and `~` shapes
     that differ.
     """
-    table = {row.foreign: row for row in rows}
+    table = {row.foreign: row for row in rows if row.ours in expected}
     differences: list[str] = []
     loaded: dict[str, np.ndarray] = {}
     for name in tensors:
         if name in table:
-            array = table[name].op.load(np.asarray(tensors[name]))
-            path, want = table[name].ours, expected[table[name].ours]
-            if array.shape != want.shape:
-                differences.append(f"~ {name}: {array.shape}, but {path} is {want.shape}")
-            loaded[path] = array
+            row, array = table[name], np.asarray(tensors[name])
+            needed = foreign_shape(row, expected[row.ours].shape)
+            if array.shape == needed:
+                loaded[row.ours] = row.op.load(array)
+            else:
+                differences.append(f"~ {name}: {array.shape}, but {row.ours} needs {needed}")
         elif not any(re.fullmatch(pattern, name) for pattern in ignored):
             differences.append(f"+ {name}: no place in the model")
     missing = [row for row in table.values() if row.foreign not in tensors]
@@ -128,13 +129,30 @@ def load(
     return loaded
 
 
-def save(leaves: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, np.ndarray]:
-    """The foreign tensors of `{path: array}`, contiguous. Raises WeightsError for a path without
-    a row."""
+def foreign_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a row's foreign tensor has where ours has `shape`; needs no memory for it."""
+    return row.op.save(np.broadcast_to(np.float32(0), shape)).shape
+
+
+def save(
+    leaves: Mapping[str, Any], rows: Iterable[Row], expected: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The foreign tensors of `{path: array}`, contiguous.
+
+    Raises WeightsError listing `+` paths that the model (`expected`: shapes by path) or the table
+    has not, `-` paths without an array and `~` shapes that differ.
+    """
     table = {row.ours: row for row in rows}
-    unknown = [path for path in leaves if path not in table]
-    if unknown:
-        raise WeightsError(f"no row in the table for {', '.join(unknown)}")
+    differences = [f"+ {p}: no place in the model" for p in leaves if p not in expected]
+    differences += [f"+ {p}: no row in the table" for p in expected if p not in table]
+    differences += [f"- {p}: no array in the variables" for p in expected if p not in leaves]
+    differences += [
+        f"~ {path}: {np.shape(leaf)}, but the model has {expected[path].shape}"
+        for path, leaf in leaves.items()
+        if path in expected and np.shape(leaf) != expected[path].shape
+    ]
+    if differences:
+        raise WeightsError("\n".join(["the variables cannot be saved:", *differences]))
     return {
         table[path].foreign: np.ascontiguousarray(table[path].op.save(np.asarray(leaf)))
         for path, leaf in leaves.items()

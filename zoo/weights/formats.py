@@ -53,7 +53,7 @@ def read(path: Path) -> Tensors:
     if (path / FILE).is_file():
         return Tensors([path / FILE])
     if (path / INDEX).is_file():
-        shards = set(read_json(path / INDEX)["weight_map"].values())
+        shards = set(read_json(path / INDEX).get("weight_map", {}).values())
         missing = sorted(shard for shard in shards if not (path / shard).is_file())
         if missing:
             raise WeightsError(f"{path / INDEX} names shards that are missing: {missing}")
@@ -72,13 +72,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def write(
     directory: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Writes `model.safetensors` and JSON files into a directory: each whole or not at all."""
+    """Writes `model.safetensors` and JSON files into a directory: all whole, or nothing changes."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{FILE}.partial"
+    partial = {name: directory / f".{name}.partial" for name in (*texts, FILE)}
     arrays: Any = dict(tensors)  # NumPy arrays do as well as those of JAX
-    save_file(arrays, str(partial), metadata={"format": "pt"})
-    os.replace(partial, directory / FILE)
-    for name, content in texts.items():
-        partial = directory / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, directory / name)
+    try:
+        for name, content in texts.items():
+            partial[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_file(arrays, str(partial[FILE]), metadata={"format": "pt"})
+        for name, path in partial.items():
+            os.replace(path, directory / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)

@@ -76,6 +76,10 @@ def hf_facts(config: Config, card: Any) -> dict[str, Any]:
             "transformers' ResNet has neither the CIFAR stem nor padded shortcuts: "
             'save with format="flax"'
         )
+    if card.labels and len(card.labels) != config.num_classes:
+        raise WeightsError(
+            f"the card has {len(card.labels)} labels, but the model {config.num_classes} classes"
+        )
     labels = card.labels or tuple(f"LABEL_{i}" for i in range(config.num_classes))
     return {
         "architectures": ["ResNetForImageClassification"],

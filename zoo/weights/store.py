@@ -31,7 +31,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any], Card]:
     tensors = formats.read(path)
     facts = _json(path, "config.json")
     page, format = _recognise(tensors, facts, path)
-    config = format.config(tensors, facts)
+    config = _config(format, tensors, facts, path)
     model = _model(page, config)
     shapes = _shapes(model)
     loaded = convert.load(tensors, format.rows(config), shapes, format.ignored)
@@ -47,8 +47,9 @@ def save(
     if format not in known:
         raise WeightsError(f"{page} has no format {format!r}; it has {', '.join(sorted(known))}")
     form = known[format]
-    rows = form.rows(model.config) if format != "flax" else _own_rows(_shapes(model))
-    tensors = convert.save(tree.flatten(variables), rows) | form.constants(rows)
+    shapes = _shapes(model)
+    rows = form.rows(model.config) if format != "flax" else _own_rows(shapes)
+    tensors = convert.save(tree.flatten(variables), rows, shapes) | form.constants(rows)
     card = card or Card(page, asdict(model.config), preprocess=_preprocess(model.config))
     texts = {"card.json": card.to_json()}
     if form.facts is not None:
@@ -84,6 +85,19 @@ def _recognise(
         f"{path}: neither config.json (model_type {facts.get('model_type')!r}) nor the names of "
         f"the tensors belong to a known family: {', '.join(families())}"
     )
+
+
+def _config(
+    format: Format, tensors: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> Any:
+    try:
+        return format.config(tensors, facts)
+    except WeightsError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: the sizes of the model cannot be read from it: {type(error).__name__} {error}"
+        ) from error
 
 
 def _own(page: str) -> Format:
@@ -134,5 +148,7 @@ def _card(path: Path, page: str, model: Any, facts: Mapping[str, Any]) -> Card:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
+    if path.name == formats.FILE:  # the file itself was named, not its directory
+        path = path.parent
     file = path / name
     return formats.read_json(file) if file.is_file() else {}

@@ -1,0 +1,30 @@
+"""A wide, shallow CIFAR ResNet on Fashion-MNIST: the TFDS path on real data, on a CPU.
+
+    python -m train resnet_fashion_mnist --data.data-dir DIR
+
+60,000 pictures of 28×28 pixels, 6,000 of them held out to choose the checkpoint; 10,000 to test.
+Result: not yet run.
+"""
+
+from train.config import Experiment, Images, Model, Optim
+from train.tasks.classify import Classify
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=Model(
+            "resnet20",
+            {"depths": (1, 1, 1), "widths": (16, 32, 64), "shortcut": "projection"},
+        ),
+        data=Images(
+            source="tfds:fashion_mnist",
+            batch_size=128,
+            augment=("crop:2", "flip"),
+            mean=(0.286,),
+            std=(0.353,),
+        ),
+        task=Classify(label_smoothing=0.1),
+        optim=Optim("sgd", lr=0.1, schedule="one_cycle", weight_decay=5e-4),
+        steps=4200,
+        evaluate_every=420,
+    )

@@ -1,0 +1,100 @@
+"""Every config in configs/, shrunk, takes two steps, and resumes to the same bits."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train import loop, serialise, workdir
+from train.config import Checkpoint, Experiment, Images
+from train.state import State
+from zoo import registry, tree
+
+CONFIGS = serialise.shipped()
+DATA_FACTS = ("num_classes", "in_channels", "image_size")  # a task takes them from the data
+
+
+def shrunk(cfg: Experiment) -> Experiment:
+    """The same kind of model, task and optimizer at the sizes of tests, on embedded data."""
+    tiny = registry.page(cfg.model.name).TINY
+    sizes = {f.name: getattr(tiny, f.name) for f in dataclasses.fields(tiny)}
+    options = {key: value for key, value in sizes.items() if key not in DATA_FACTS}
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, options=cfg.model.options | options),
+        data=embedded(cfg.data) if isinstance(cfg.data, Images) else cfg.data,
+        optim=dataclasses.replace(cfg.optim, warmup=min(cfg.optim.warmup, 1)),
+        checkpoint=Checkpoint(every=1),
+        steps=2,
+        evaluate_every=2,
+        log_every=1,
+        log="plain",
+        tensorboard=False,
+    )
+
+
+def embedded(data: Images) -> Images:
+    """Digits instead, with as many channels as the config normalises."""
+    size = min(data.image_size or 16, 16)
+    channels = 3 if len(data.mean) == 3 else None
+    return dataclasses.replace(
+        data, source="digits", data_dir=None, batch_size=64, image_size=size, channels=channels
+    )
+
+
+def final_state(run: loop.Run, directory: Path) -> State:
+    with loop.checkpoints(run, directory, writable=False) as saved:
+        found = saved.restore(run.abstract)
+    assert found is not None and found.step == 2
+    return found.state
+
+
+def bits(state: State) -> dict[str, np.ndarray]:
+    leaves = tree.flatten(state.replace(rng=jax.random.key_data(state.rng)))
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+
+def fit(cfg: Experiment, directory: Path):
+    workdir.claim(directory, cfg)
+    return loop.fit(cfg, directory)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_takes_two_steps_and_resumes_to_the_same_bits(name, tmp_path, monkeypatch):
+    cfg = shrunk(serialise.load(name))
+    run = loop.prepare(cfg)
+    monkeypatch.setattr(loop, "prepare", lambda _: run)  # compiles once for all three
+    whole = fit(cfg, tmp_path / "whole")
+    assert whole is not None and whole["steps"] == 2
+    assert np.isfinite(list(whole["test"].values())).all()
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(loop.Interrupts, "check", lambda self, step: step == 1)
+        assert fit(cfg, tmp_path / "stopped") is None
+    resumed = fit(cfg, tmp_path / "stopped")
+    assert resumed is not None and resumed["test"] == whole["test"]
+
+    first, second = (bits(final_state(run, tmp_path / d)) for d in ("whole", "stopped"))
+    assert first.keys() == second.keys()
+    assert [path for path in first if first[path].tobytes() != second[path].tobytes()] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_a_lab_record(name):
+    """Its docstring has the command, and the result or that there is none yet."""
+    text = CONFIGS[name].read_text(encoding="utf-8")
+    record = text.partition('"""')[2].partition('"""')[0]
+    assert re.search(rf"^    python -m train {name}\b", record, re.MULTILINE), "the command"
+    result = re.search(r"^Result: (.+)", record, re.MULTILINE)
+    assert result, "a line that begins with Result:"
+    assert "not yet run" in result[1] or re.search(r"\d", result[1]), "figures, or `not yet run`"
+
+
+def test_every_config_is_named_after_a_page_and_its_data():
+    """`<page>_<data>.py`, the page being that of its model."""
+    for name in CONFIGS:
+        page = registry.entry(serialise.load(name).model.name).page
+        assert name.startswith(f"{page}_"), name

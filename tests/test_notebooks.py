@@ -1,0 +1,161 @@
+"""Notebooks: clean as committed, ready for Colab, and run top to bottom at tiny sizes."""
+
+import ast
+import base64
+import io
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
+from packaging.requirements import Requirement
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
+    "01_first_model": {"STEPS": 4, "EVALUATE_EVERY": 2, "LOG_EVERY": 1, "SHOWN": 3},
+}
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A notebook after a tiny run in an empty folder, with every kind of Python warning shown.
+
+    nbclient raises CellExecutionError for a cell that fails, with the cell and its traceback.
+    """
+    path = request.param
+    notebook = read(path)
+    shrink(notebook, TINY[path.stem])
+    folder = tmp_path_factory.mktemp(path.stem)
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
+    # Without folders to search, "python3" is this interpreter, whatever kernels are installed.
+    client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+    return client.execute(env={**os.environ, "PYTHONWARNINGS": "default"})
+
+
+def test_there_are_notebooks_and_each_has_tiny_sizes():
+    assert sorted(TINY) == [path.stem for path in NOTEBOOKS]
+
+
+@each_notebook
+def test_a_notebook_is_valid_and_names_the_python3_kernel(path: Path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@each_notebook
+def test_a_notebook_is_committed_without_outputs(path: Path):
+    for cell in code_cells(read(path)):
+        assert (cell.outputs, cell.execution_count) == ([], None), cell.source
+
+
+@each_notebook
+def test_a_notebook_begins_with_a_badge_that_opens_this_file_in_colab(path: Path):
+    link = f"https://colab.research.google.com/github/flax-zoo/flax-zoo/blob/main/colab/{path.name}"
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown"
+    assert f"(https://colab.research.google.com/assets/colab-badge.svg)]({link})" in first.source
+
+
+@each_notebook
+def test_the_first_code_cell_installs_this_package_where_it_is_missing(path: Path):
+    source = code_cells(read(path))[0].source
+    guard, install = (line for line in source.splitlines() if "zoo" in line)
+    assert guard == 'if importlib.util.find_spec("zoo") is None:'
+    command, wanted, _ = install.split('"')
+    assert command == "    %pip install -q "
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirement = Requirement(wanted)
+    assert requirement.name == project["name"]
+    assert requirement.extras <= set(project["optional-dependencies"])
+    assert requirement.url == "git+https://github.com/flax-zoo/flax-zoo"
+
+
+def test_a_notebook_runs_on_this_interpreter(executed: Any):
+    [cell] = [cell for cell in executed.cells if "shrunk" in tags(cell)]
+    assert streams(cell, "stdout").strip() == sys.executable
+
+
+def test_a_notebook_installs_nothing_where_the_package_is_present(executed: Any):
+    assert code_cells(executed)[0].outputs == []
+
+
+def test_a_notebook_runs_without_a_warning(executed: Any):
+    said = {cell.id: streams(cell, "stderr") for cell in code_cells(executed)}
+    assert {name: text for name, text in said.items() if text} == {}
+
+
+def test_every_cell_that_draws_shows_a_picture_that_is_not_blank(executed: Any):
+    drawing = [cell for cell in code_cells(executed) if draws(cell)]
+    assert drawing
+    for cell in drawing:
+        assert shown(cell), f"no picture from:\n{cell.source}"
+        for picture in shown(cell):
+            assert np.ptp(picture) > 0, f"a blank picture from:\n{cell.source}"
+
+
+def test_a_changed_size_must_be_named_in_the_cell_of_sizes():
+    notebook = read(NOTEBOOKS[0])
+    with pytest.raises(KeyError, match="STEP_COUNT"):
+        shrink(notebook, {"STEP_COUNT": 1})
+
+
+# ---- reading notebooks ----
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def shrink(notebook: Any, sizes: dict[str, Any]) -> None:
+    """Adds a cell after the one tagged "parameters" that sets sizes anew, and names its Python.
+
+    Raises KeyError for a size that the tagged cell does not set.
+    """
+    [place] = [i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell)]
+    assigned = {
+        target.id
+        for node in ast.parse(notebook.cells[place].source).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if unknown := sorted(set(sizes) - assigned):
+        raise KeyError(f"sizes {unknown} are not among {sorted(assigned)}")
+    lines = [f"{name} = {value!r}" for name, value in sizes.items()]
+    source = "\n".join([*lines, "import sys", "print(sys.executable)"])
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["shrunk"]})
+    notebook.cells.insert(place + 1, cell)
+
+
+def streams(cell: Any, name: str) -> str:
+    """What a cell has written to "stdout" or "stderr"."""
+    outputs = [output for output in cell.outputs if output.output_type == "stream"]
+    return "".join(output.text for output in outputs if output.name == name)
+
+
+def draws(cell: Any) -> bool:
+    return "plt." in cell.source or "Image(" in cell.source
+
+
+def shown(cell: Any) -> list[np.ndarray]:
+    """The pictures that a cell displays, [h, w, channels]."""
+    encoded = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in encoded]

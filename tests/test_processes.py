@@ -1,0 +1,77 @@
+"""Two processes are one run: the same batches, the same result, one record."""
+
+import json
+import socket
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from tests import runner
+from train import loop
+from train.config import Checkpoint, Optim, Parallel
+from train.tasks.classify import Classify
+
+# SGD and no device's own randomness, so that both runs compute the same.
+CFG = runner.experiment(
+    task=Classify(),
+    optim=Optim("sgd", lr=0.05, schedule="constant"),
+    steps=8,
+    evaluate_every=4,
+    checkpoint=Checkpoint(),
+)
+
+
+def pair(cfg, directory):
+    """Two processes of two devices each; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:" + str(free.getsockname()[1])
+    flags = "--xla_force_host_platform_device_count=2"
+    both = [
+        runner.start(
+            cfg,
+            directory,
+            XLA_FLAGS=flags,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(rank),
+        )
+        for rank in (0, 1)
+    ]
+    for process in both:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in both]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 1, "fsdp": 4}], ids=["data", "fsdp"])
+def test_two_processes_train_like_one(sizes, tmp_path):
+    cfg = replace(CFG, parallel=Parallel(**sizes))
+    assert pair(cfg, tmp_path / "two") == [0, 0], (tmp_path / "two.log").read_text()
+    alone = runner.start(
+        cfg, tmp_path / "one", XLA_FLAGS="--xla_force_host_platform_device_count=4"
+    )
+    alone.join()
+    assert alone.exitcode == 0, (tmp_path / "one.log").read_text()
+
+    def rows(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["split"] != "train"]
+
+    assert [r["step"] for r in rows("two")] == [r["step"] for r in rows("one")] == [4, 8, 8]
+    for a, b in zip(rows("two"), rows("one"), strict=True):
+        assert a["accuracy"] == b["accuracy"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+    run = loop.prepare(CFG)  # in this process, on its eight devices
+
+    def parameters(name):
+        with loop.checkpoints(run, tmp_path / name, writable=False) as saved:
+            return saved.restore(run.abstract).state.params
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    jax.tree.map(check, parameters("two"), parameters("one"))

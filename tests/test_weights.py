@@ -1,0 +1,382 @@
+"""Weights: what is saved is what loads, bit for bit; what differs is listed, and nothing loads."""
+
+import errno
+import json
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import zoo
+from zoo import registry, tree
+from zoo.card import Card, Preprocess
+from zoo.weights import convert, formats, store
+from zoo.weights.convert import WeightsError
+
+pytestmark = pytest.mark.quick
+
+FORMATS = [
+    (page, format) for page in store.families() for format in (*store.table(page).FORMATS, "flax")
+]
+MANIFESTS = [  # library, published checkpoint, our variant, the format that reads it
+    ("transformers", "microsoft/resnet-50", "resnet50", "hf"),
+    ("torchvision", "resnet50", "resnet50", "torchvision"),
+    ("torchvision", "resnet18", "resnet18", "torchvision"),
+    ("timm", "resnetv2_50.a1h_in1k", "resnetv2_50", "timm"),
+]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def tiny(page: str, **changes):
+    module = import_module(f"zoo.models.{page}")
+    return zoo.module_class(module)(replace(module.TINY, **changes))
+
+
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), **zoo.example(model))
+
+
+def random_variables(model, seed=0):
+    """Drawn without compiling anything."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes_of(model))
+
+
+def assert_bitwise(ours, theirs):
+    ours, theirs = tree.flatten(ours), tree.flatten(theirs)
+    assert list(ours) == list(theirs)
+    for path in ours:
+        assert ours[path].dtype == theirs[path].dtype
+        assert np.asarray(ours[path]).tobytes() == np.asarray(theirs[path]).tobytes(), path
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("page, format", FORMATS)
+def test_what_is_saved_loads_bitwise(page, format, tmp_path):
+    model, card = tiny(page), Card(page, {}, labels=tuple("abcdefghij"), licence="Apache-2.0")
+    variables = random_variables(model)
+    zoo.save(model, variables, tmp_path / "out", format=format, card=card)
+    loaded_model, loaded = zoo.load(tmp_path / "out")
+    # Foreign formats hold tensors, and not how the model is run or which pictures it was shown.
+    kept = {"image_size": 224, "zero_init": True} if format != "flax" else {}
+    kept = {key: value for key, value in kept.items() if hasattr(model.config, key)}
+    assert loaded_model == model.clone(config=replace(model.config, **kept))
+    assert_bitwise(loaded, variables)
+    assert zoo.card(tmp_path / "out") == card
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["card.json", "model.safetensors"] + ["config.json"] * (format in ("hf", "flax"))
+    )
+
+
+@pytest.mark.parametrize("page", store.families())
+def test_our_format_keeps_every_field_and_dtype(page, tmp_path):
+    model = tiny(page, layers="scan", remat=True, in_channels=1)
+    variables = random_variables(model)
+    variables["params"] = tree.cast(variables["params"], jnp.bfloat16)
+    zoo.save(model, variables, tmp_path)
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        loaded_model, loaded = zoo.load(source)
+        assert loaded_model == model
+        assert_bitwise(loaded, variables)
+
+
+OPS = {
+    (row.op, len(tree.flatten(shapes_of(tiny(page)))[row.ours].shape)): f"{page} {row.foreign}"
+    for page, format in FORMATS
+    if format != "flax"
+    for row in store.table(page).FORMATS[format].rows(tiny(page).config)
+}
+
+
+@pytest.mark.parametrize("op, rank", OPS, ids=OPS.values())
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_every_op_is_undone_by_its_inverse(op, rank, data):
+    shape = data.draw(st.tuples(*[st.integers(1, 5)] * rank))
+    ours = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=shape)
+    foreign = op.save(ours)
+    np.testing.assert_array_equal(op.load(foreign), ours, strict=True)
+    np.testing.assert_array_equal(op.save(op.load(foreign)), foreign, strict=True)
+
+
+@pytest.mark.parametrize("library, checkpoint, variant, format", MANIFESTS)
+def test_an_export_has_the_names_shapes_and_dtypes_of_the_published_file(
+    library, checkpoint, variant, format
+):
+    manifest = json.loads((GOLDEN / "resnet_manifests.json").read_text())
+    published = {
+        name: (tuple(shape), dtype)
+        for name, shape, dtype in manifest[library]["tensors"][checkpoint]
+    }
+    model, shapes = zoo.create(variant), tree.flatten(shapes_of(zoo.create(variant)))
+    form = store.table(registry.entry(variant).page).FORMATS[format]
+    rows = form.rows(model.config)
+    zeros = {path: np.broadcast_to(np.zeros((), x.dtype), x.shape) for path, x in shapes.items()}
+    exported = convert.save(zeros, rows, shapes) | form.constants(rows)
+    assert {name: (x.shape, str(x.dtype)) for name, x in exported.items()} == published
+    facts = form.facts(model.config, Card(variant, {})) if form.facts else {}
+    assert form.config(exported, facts) == model.config
+
+
+def test_counters_are_written_as_integers_and_never_read(tmp_path):
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path, format="torchvision")
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert file.get_slice("bn1.num_batches_tracked").get_dtype() == "I64"
+        assert file.get_tensor("bn1.num_batches_tracked").shape == ()
+
+
+# Strictness.
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory with a tiny ResNet under torchvision's names."""
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path, format="torchvision")
+    return tmp_path
+
+
+def edit(directory, **changes):
+    """Replaces tensors of a checkpoint, with `__` for a dot; None leaves one out."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file) | {name.replace("__", "."): x for name, x in changes.items()}
+    save_file({name: x for name, x in tensors.items() if x is not None}, file)
+
+
+def test_all_differences_are_listed_at_once(checkpoint):
+    edit(
+        checkpoint,
+        layer9__bogus=np.zeros(3, np.float32),
+        ema__decay=np.zeros((), np.float32),
+        fc__bias=None,
+        layer1__0__bn2__weight=np.zeros(3, np.float32),
+        layer2__0__conv2__weight=np.zeros((6, 6), np.float32),
+    )
+    with pytest.raises(WeightsError) as error:
+        zoo.load(checkpoint)
+    assert sorted(str(error.value).splitlines()[1:]) == [
+        "+ ema.decay: no place in the model",
+        "+ layer9.bogus: no place in the model",
+        "- params/head/bias: no tensor fc.bias",
+        "~ layer1.0.bn2.weight: (3,), but params/stage1/block_0/norm2/scale needs (4,)",
+        "~ layer2.0.conv2.weight: (6, 6), but params/stage2/block_0/conv2/kernel needs "
+        "(6, 6, 3, 3)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["fc__weight", "conv1__weight"])
+def test_a_missing_tensor_that_gives_the_sizes_is_named(checkpoint, name):
+    edit(checkpoint, **{name: None})
+    with pytest.raises(WeightsError, match=name.replace("__", r"\.")):
+        zoo.load(checkpoint)
+
+
+def test_a_tensor_of_another_rank_that_gives_the_sizes_is_refused(checkpoint):
+    edit(checkpoint, conv1__weight=np.zeros((8, 3), np.float32))
+    with pytest.raises(WeightsError, match="sizes of the model cannot be read"):
+        zoo.load(checkpoint)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused_by_name(checkpoint, kept):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*fetch the file again"):
+        zoo.load(checkpoint)
+
+
+def shard(directory) -> list[str]:
+    """Splits the checkpoint into two files and an index; returns the shards' names."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = sorted(tensors)
+    parts = dict(zip(shards, (names[::2], names[1::2]), strict=True))
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, directory / file)
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return shards
+
+
+def test_shards_are_read_as_one(checkpoint):
+    _, whole = zoo.load(checkpoint)
+    shard(checkpoint)
+    assert_bitwise(zoo.load(checkpoint)[1], whole)
+
+
+def test_a_missing_shard_is_named(checkpoint):
+    _, second = shard(checkpoint)
+    (checkpoint / second).unlink()
+    with pytest.raises(WeightsError, match=rf"index\.json.*missing.*{second}"):
+        zoo.load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("model.safetensors.index.json", "{", "index.json is not JSON"),
+        ("model.safetensors.index.json", "{}", "neither config.json"),
+        ("config.json", "not JSON", "config.json is not JSON"),
+    ],
+)
+def test_a_damaged_json_file_is_named(checkpoint, file, content, message):
+    if "index" in file:
+        shard(checkpoint)
+    (checkpoint / file).write_text(content)
+    with pytest.raises(WeightsError, match=message):
+        zoo.load(checkpoint)
+
+
+def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):
+    with pytest.raises(WeightsError, match=r"neither model\.safetensors nor"):
+        zoo.load(tmp_path)
+
+
+def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
+    save_file({"bert.embeddings.weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(WeightsError, match=r"model_type 'bert'.*known family: .*resnet"):
+        zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"page": "resnext"}, "'resnext', which this version has not"),
+        ({"config": {"depths": [1, 2], "groups": 32}}, "groups"),
+    ],
+)
+def test_what_another_version_wrote_is_refused_by_name(change, message, tmp_path):
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["flax_zoo"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=message):
+        zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("downsample_in_bottleneck", True),
+        ("downsample_in_first_stage", True),
+        ("hidden_act", "gelu"),
+    ],
+)
+def test_a_hugging_face_config_that_we_do_not_have_is_refused_by_key(key, value, tmp_path):
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path, format="hf")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(WeightsError, match=f"{key} is {value!r}"):
+        zoo.load(tmp_path)
+
+
+# Cards.
+
+
+def test_labels_and_preprocessing_of_a_hugging_face_directory_reach_the_card(tmp_path):
+    labels = tuple(f"digit {i}" for i in range(10))  # "10" sorts before "2" as text, 10 after 2
+    model = tiny("resnet", num_classes=12)
+    named = Card("resnet", {}, labels=(*labels, "ten", "eleven"))
+    zoo.save(model, random_variables(model), tmp_path, format="hf", card=named)
+    (tmp_path / "card.json").unlink()
+    processor = {"size": {"shortest_edge": 384}, "crop_pct": 1.0, "resample": 3}
+    processor |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    card = zoo.card(tmp_path)
+    assert card.labels == named.labels
+    assert card.preprocess == Preprocess(384, 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    assert zoo.load(tmp_path)[0].config.num_classes == 12
+
+
+def test_a_variants_card_states_its_paper_and_size():
+    card = zoo.card("resnet20")
+    assert "arXiv:1512.03385" in card.paper
+    assert card.preprocess.size == 32
+    assert card.config == asdict(zoo.create("resnet20").config)
+
+
+# Saving.
+
+
+def test_variables_that_are_not_the_models_are_not_saved(tmp_path):
+    model = tiny("resnet", num_classes=3)
+    variables = random_variables(tiny("resnet"))
+    del variables["batch_stats"]["stem"]
+    variables["params"]["bogus"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError) as error:
+        zoo.save(model, variables, tmp_path / "out", format="torchvision")
+    assert sorted(str(error.value).splitlines()[1:]) == [
+        "+ params/bogus: no place in the model",
+        "- batch_stats/stem/norm/mean: no array in the variables",
+        "- batch_stats/stem/norm/var: no array in the variables",
+        "~ params/head/bias: (10,), but the model has (3,)",
+        "~ params/head/kernel: (24, 10), but the model has (24, 3)",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, format, message",
+    [
+        ({}, "onnx", "no format 'onnx'; it has flax, hf, torchvision"),
+        ({"stem": "cifar"}, "hf", "neither the CIFAR stem"),
+        ({"num_classes": 4}, "hf", "3 labels, but the model 4 classes"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(changes, format, message, tmp_path):
+    model, card = tiny("resnet", **changes), Card("resnet", {}, labels=("a", "b", "c"))
+    with pytest.raises(WeightsError, match=message):
+        zoo.save(model, random_variables(model), tmp_path / "out", format=format, card=card)
+    assert not (tmp_path / "out").exists()
+
+
+def full_disk(tensors, path, metadata):
+    Path(path).write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_save_leaves_the_old_files_as_they_were(tmp_path, monkeypatch):
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = tiny("resnet", num_classes=3)
+    unwritable = Card("resnet", {}, results={"accuracy": object()})
+    with pytest.raises(TypeError):
+        zoo.save(other, random_variables(other), tmp_path, card=unwritable)
+    monkeypatch.setattr(formats, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        zoo.save(other, random_variables(other), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# The hub.
+
+
+def test_without_a_network_the_error_says_what_was_wanted_and_how_to_go_on():
+    with pytest.raises(WeightsError) as error:
+        zoo.load("no/such-repo", revision="v2")
+    message = str(error.value)
+    assert "no/such-repo (revision v2)" in message
+    assert "pass the path of a directory that holds its config.json" in message
+
+
+@pytest.mark.parametrize("source", ["resnet50", "no/such/folder", "no such/repo"])
+def test_what_is_neither_a_path_nor_a_hub_id_is_refused(source):
+    with pytest.raises(WeightsError, match="neither a path that exists nor a hub id"):
+        zoo.load(source)

@@ -1,0 +1,322 @@
+"""What every page of the zoo promises; a new page is checked here without an edit.
+
+Every variant has its published count. Every family, at its `TINY`, runs one step (`step_of`: outputs
+in evaluation, and outputs, moved statistics and gradients in training) that the claims share.
+"""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+import zoo
+from zoo import registry, sharding, tree
+from zoo.layers.stack import stacked
+from zoo.weights import store
+
+pytestmark = pytest.mark.quick
+
+BATCH = 4
+GOLDEN = Path(__file__).parent / "golden"
+VARIANTS = list(registry.entries())
+
+
+@dataclass(frozen=True)
+class Family:
+    """A page at its `TINY`, with variables that let every path of the model matter."""
+
+    page: ModuleType
+
+    @property
+    def config(self) -> Any:
+        return self.page.TINY
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return self.with_config()
+
+    def with_config(self, **changes: Any) -> nn.Module:
+        return zoo.module_class(self.page)(replace(self.config, **changes))
+
+    def has(self, *fields: str) -> bool:
+        return all(hasattr(self.config, field) for field in fields)
+
+    @cached_property
+    def variables(self) -> dict[str, Any]:
+        """Zero-initialised scales and biases would hide what lies behind them: add noise to all."""
+        rng = np.random.default_rng(0)
+        return jax.tree.map(
+            lambda x: x + 0.1 * rng.random(x.shape, dtype=np.float32),
+            zoo.init(self.model, jax.random.key(0)),
+        )
+
+    @cached_property
+    def inputs(self) -> dict[str, jax.Array]:
+        return self.draw(seed=0)
+
+    def draw(self, seed: int) -> dict[str, jax.Array]:
+        """Uniform in the ranges that the page states."""
+        rng, stated = np.random.default_rng(seed), self.page.example(self.config)
+        return {
+            key: jnp.asarray(rng.uniform(stated[key].low, stated[key].high, x.shape), x.dtype)
+            for key, x in zoo.example(self.model, BATCH).items()
+        }
+
+    @cached_property
+    def step(self) -> Callable[..., dict[str, Any]]:
+        return jax.jit(step_of(self.model))
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return self.step(self.variables, self.inputs)
+
+
+def step_of(model: nn.Module) -> Callable[..., dict[str, Any]]:
+    def loss(params: Any, others: Any, inputs: Any) -> tuple[jax.Array, Any]:
+        outputs, moved = model.apply({**others, "params": params}, **inputs, **TRAIN)
+        return sum(map(weighted, jax.tree.leaves(outputs)), jnp.float32(0)), (outputs, moved)
+
+    def step(variables: Any, inputs: Any) -> dict[str, Any]:
+        others = {name: values for name, values in variables.items() if name != "params"}
+        grads, (outputs, moved) = jax.grad(loss, has_aux=True)(variables["params"], others, inputs)
+        return {
+            "evaluation": model.apply(variables, **inputs),
+            "training": outputs,
+            "moved": moved,
+            "grads": grads,
+        }
+
+    return step
+
+
+TRAIN: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]}
+
+
+def weighted(x: jax.Array) -> jax.Array:
+    """A sum with different weights: the plain sum of normalised outputs has no gradient."""
+    weights = np.random.default_rng(1).normal(size=x.shape)
+    return (x.astype(jnp.float32) * weights).sum()
+
+
+@cache
+def family_of(page: str) -> Family:
+    return Family(import_module(f"zoo.models.{page}"))
+
+
+@pytest.fixture(params=store.families())
+def family(request: pytest.FixtureRequest) -> Family:
+    return family_of(request.param)
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float, floor: float = 0.0) -> None:
+    """‖Δ‖₂ ≤ tolerance · ‖theirs‖₂ for every leaf; `floor` is a norm below which none is asked."""
+    ours, theirs = tree.flatten(ours), tree.flatten(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, x in ours.items():
+        ours_at, theirs_at = np.asarray(x, np.float64), np.asarray(theirs[path], np.float64)
+        assert ours_at.shape == theirs_at.shape, path
+        norm = np.linalg.norm(theirs_at)
+        difference = np.linalg.norm(ours_at - theirs_at)
+        assert difference <= tolerance * max(norm, floor), f"{path}: {difference:.1e} of {norm:.1e}"
+
+
+# Counts.
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_count_is_the_published_one(name):
+    model = zoo.create(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **zoo.example(model))
+    assert tree.count(shapes["params"]) == registry.entry(name).params
+
+
+def test_the_counts_that_references_print_are_ours():
+    recorded = json.loads((GOLDEN / "resnet_counts.json").read_text())
+    counts = {**recorded["torchvision"]["params"], **recorded["timm"]["params"]}
+    counts |= {
+        name.replace("microsoft/resnet-", "resnet"): count
+        for name, count in recorded["transformers"]["params"].items()
+    }
+    absent = {"resnet26", "resnetv2_18", "resnetv2_34"}  # not in the papers, and not in the zoo
+    ours = {name: registry.entry(name).params for name in counts if name not in absent}
+    assert ours == {name: count for name, count in counts.items() if name not in absent}
+    assert len(ours) == 8
+
+
+@pytest.mark.parametrize("page", store.families())
+def test_the_registry_reads_what_the_page_says(page):
+    module = import_module(f"zoo.models.{page}")
+    entries = [entry for entry in registry.entries().values() if entry.page == page]
+    assert [entry.name for entry in entries] == list(module.VARIANTS)
+    for entry in entries:
+        assert entry.params == module.VARIANTS[entry.name].params
+        assert entry.fields == tuple(module.Config.__dataclass_fields__)
+        assert module.__doc__.startswith(entry.paper)
+
+
+# Every family.
+
+
+def test_outputs_are_finite_float32_with_the_batch_first(family):
+    for part in ("evaluation", "training"):
+        for output in jax.tree.leaves(family.results[part]):
+            assert output.dtype == jnp.float32 and output.shape[0] == BATCH
+            assert np.isfinite(output).all()
+    if family.has("num_classes"):
+        assert family.results["evaluation"].shape == (BATCH, family.config.num_classes)
+
+
+def test_variables_are_float32(family):
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(family.variables)} == {"float32"}
+
+
+def test_jit_equals_eager(family):
+    eager = family.model.apply(family.variables, **family.inputs)
+    assert_close(family.results["evaluation"], eager, 1e-5)
+
+
+def test_one_example_does_not_see_the_others_in_evaluation(family):
+    others = jax.tree.map(
+        lambda x, y: jnp.concatenate([x[:1], y[1:]]), family.inputs, family.draw(seed=1)
+    )
+    results = family.step(family.variables, others)
+    first = jax.tree.map(lambda x: x[:1], results["evaluation"])
+    assert_close(first, jax.tree.map(lambda x: x[:1], family.results["evaluation"]), 1e-6)
+    rest = [
+        np.abs(x[1:] - y[1:]).max()
+        for x, y in zip(
+            jax.tree.leaves(results["evaluation"]),
+            jax.tree.leaves(family.results["evaluation"]),
+            strict=True,
+        )
+    ]
+    assert min(rest) > 1e-3, "the other examples do not matter to their own outputs"
+
+
+def test_every_parameter_gets_a_gradient(family):
+    norms = {path: np.linalg.norm(g) for path, g in tree.flatten(family.results["grads"]).items()}
+    assert norms.keys() == tree.flatten(family.variables["params"]).keys()
+    # A parameter that cancels, such as a bias in front of a norm, gets rounding noise, 1e-8.
+    still = [path for path, norm in norms.items() if not norm > 1e-5 * max(norms.values())]
+    assert not still, f"no gradient reaches {still}"
+
+
+def test_a_step_moves_every_running_statistic(family):
+    before, after = (tree.flatten(family.variables), tree.flatten(family.results["moved"]))
+    assert all(path in before for path in after)
+    assert after.keys() == {path for path in before if path.startswith("batch_stats/")}
+    assert [path for path in after if np.array_equal(before[path], after[path])] == []
+
+
+@pytest.mark.parametrize("layers, remat", [("loop", True), ("scan", False), ("scan", True)])
+def test_scan_and_remat_change_neither_outputs_nor_gradients(family, layers, remat):
+    if not family.has("layers", "remat"):
+        pytest.skip("the page has no stack of equal blocks")
+    model = family.with_config(layers=layers, remat=remat)
+    arrange = {"loop": lambda t: t, "scan": lambda t: stacked(t, start=1)}[layers]
+    variables = {name: arrange(values) for name, values in family.variables.items()}
+    step = step_of(model)
+    program = str(jax.make_jaxpr(step)(variables, family.inputs))
+    assert ("scan[" in program, "remat" in program) == (layers == "scan", remat)
+    results = jax.jit(step)(variables, family.inputs)
+    expected = {
+        name: {key: arrange(value) for key, value in part.items()} if name == "moved" else part
+        for name, part in family.results.items()
+    }
+    expected["grads"] = arrange(expected["grads"])
+    # The order of float32 sums differs; gradients through batch statistics amplify that.
+    floor = 1e-3 * np.linalg.norm([np.linalg.norm(g) for g in jax.tree.leaves(expected["grads"])])
+    assert_close(results["grads"], expected["grads"], 1e-4, floor)
+    for part in ("evaluation", "training", "moved"):
+        assert_close(results[part], expected[part], 1e-5)
+
+
+def test_tiny_is_deep_enough_that_a_scan_has_an_order(family):
+    if not family.has("layers"):
+        pytest.skip("the page has no stack of equal blocks")
+    lengths = {
+        len(x) for p, x in tree.flatten(stacked(family.variables, 1)).items() if "blocks" in p
+    }
+    assert max(lengths) > 1
+
+
+def test_bfloat16_follows_from_casting_parameters_and_inputs(family):
+    keep = [f"params/{path}" for path in getattr(family.page, "KEEP_FLOAT32", ())]
+    variables = tree.cast(family.variables, jnp.bfloat16, keep=[*keep, "batch_stats/.*"])
+    results = family.step(variables, tree.cast(family.inputs, jnp.bfloat16))
+    for part in ("evaluation", "training"):
+        for output in jax.tree.leaves(results[part]):
+            assert output.dtype in (jnp.bfloat16, jnp.float32)
+            assert np.isfinite(np.asarray(output, np.float32)).all()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(results["moved"])} == {"float32"}
+    # bfloat16 rounds by 2⁻⁹ = 0.2 %, and some ten roundings follow each other.
+    assert_close(results["evaluation"], family.results["evaluation"], 0.02)
+    assert_close(results["moved"], family.results["moved"], 0.02)
+
+
+def test_features_are_as_large_as_their_strides_say(family):
+    if not hasattr(family.model, "features"):
+        pytest.skip("the page is no backbone")
+    maps = jax.eval_shape(
+        lambda v, x: family.model.apply(v, **x, method="features"), family.variables, family.inputs
+    )
+    [image] = family.inputs.values()
+    assert len(maps) == len(family.model.strides)
+    for map, stride in zip(maps, family.model.strides, strict=True):
+        assert map.shape[:3] == (BATCH, image.shape[1] // stride, image.shape[2] // stride)
+
+
+def test_initialisation_into_shards_gives_the_same_values(family):
+    mesh = jax.make_mesh((1, 8, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    sharded = zoo.init(family.model, jax.random.key(0), mesh=mesh)
+    whole = zoo.init(family.model, jax.random.key(0))
+    assert_close(sharded, whole, 1e-6)
+    for path, leaf in tree.flatten(sharded).items():
+        divisible = any(n % 8 == 0 for n in leaf.shape)
+        assert leaf.addressable_shards[0].data.size == leaf.size // (8 if divisible else 1), path
+
+
+def test_another_seed_gives_other_values(family):
+    first, second = (zoo.init(family.model, jax.random.key(seed)) for seed in (0, 1))
+    assert not np.array_equal(
+        *(
+            next(
+                leaf for path, leaf in tree.flatten(t["params"]).items() if path.endswith("kernel")
+            )
+            for t in (first, second)
+        )
+    )
+
+
+def test_the_nnx_bridge_wraps_the_model(family):
+    wrapped = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0)).lazy_init(**family.inputs)
+    state = nnx.state(wrapped, (nnx.Param, nnx.BatchStat))
+    values = {**family.variables["params"]}
+    for path, leaf in tree.flatten(family.variables).items():
+        print(path)
+    assert state and values
+
+
+# Doors.
+
+
+def test_a_pattern_lists_the_variants_of_a_page_in_order():
+    assert zoo.list_models() == VARIANTS
+    assert zoo.list_models("resnetv2*") == list(import_module("zoo.models.resnetv2").VARIANTS)
+    assert zoo.list_models("nothing*") == []
