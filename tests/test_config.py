@@ -131,6 +131,8 @@ OTHERS = [  # changes → what the message must contain, all of it
     ({"data.source": "folder:/no/such/folder"}, ("data.source", "/no/such/folder")),
     ({"data.source": "tfds:"}, ("data.source", "tfds:NAME")),
     ({"data.source": "tfds:a b"}, ("data.source", "tfds:NAME")),
+    ({"seed": 2**63}, ("seed is", "less than 2**63")),
+    ({"data.seed": 2**63}, ("data.seed is", "less than 2**63")),
     ({"data.channels": 2}, ("data.channels is 2", "1 or 3")),
     ({"data.mean": []}, ("data.mean",)),
     ({"data.mean": [0.5, 0.5]}, ("data.mean",)),

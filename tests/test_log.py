@@ -172,17 +172,17 @@ def test_a_terminal_gets_a_bar_and_a_pipe_plain_lines(
 def test_unreadable_pictures_are_told_once_for_every_number(tmp_path, capsys):
     skips = Skips("train", 1000)
     with log.Logger(tmp_path, CFG, 0) as record:
-        record.unreadable(2, skips)
+        record.skips(2, skips)
         assert capsys.readouterr().out == ""
         skips.add(5, Unreadable("cat.png", "image file is truncated"))
         for step in (4, 6):
-            record.unreadable(step, skips)
+            record.skips(step, skips)
         assert capsys.readouterr().out.splitlines() == [
             "step 4/40: 1 of 1000 train pictures cannot be read and are left out: "
             "example 5: cat.png: image file is truncated"
         ]
         skips.add(7, Unreadable("dog.png", "no picture format that Pillow knows (0 bytes)"))
-        record.unreadable(8, skips)
+        record.skips(8, skips)
     assert "2 of 1000" in capsys.readouterr().out
 
 

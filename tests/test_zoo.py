@@ -1,16 +1,16 @@
 """What every page of the zoo promises; a new page is checked here without an edit.
 
-Every variant has its published count. Every family, at its `TINY`, runs one step (`step_of`: outputs
-in evaluation, and outputs, moved statistics and gradients in training) that the claims share.
+Every variant has its published count. Every family, at its `TINY`, runs one compiled step, shared
+by the claims on it: outputs in evaluation; outputs, moved statistics and gradients in training.
 """
 
-import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,10 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import zoo
+import zoo.models
+import zoo.weights
 from zoo import registry, sharding, tree
+from zoo.__main__ import main
 from zoo.layers.stack import stacked
 from zoo.weights import store
 
@@ -186,6 +189,12 @@ def test_variables_are_float32(family):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(family.variables)} == {"float32"}
 
 
+def test_every_submodule_has_a_name_of_ours(family):
+    """Linen numbers those without one (`Conv_0`), and the number would be frozen in checkpoints."""
+    keys = {key for path in tree.flatten(family.variables) for key in path.split("/")}
+    assert not [key for key in keys if re.fullmatch(r"[A-Z]\w*_\d+", key)]
+
+
 def test_jit_equals_eager(family):
     eager = family.model.apply(family.variables, **family.inputs)
     assert_close(family.results["evaluation"], eager, 1e-5)
@@ -264,7 +273,7 @@ def test_bfloat16_follows_from_casting_parameters_and_inputs(family):
         for output in jax.tree.leaves(results[part]):
             assert output.dtype in (jnp.bfloat16, jnp.float32)
             assert np.isfinite(np.asarray(output, np.float32)).all()
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(results["moved"])} == {"float32"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(results["moved"])} <= {"float32"}
     # bfloat16 rounds by 2⁻⁹ = 0.2 %, and some ten roundings follow each other.
     assert_close(results["evaluation"], family.results["evaluation"], 0.02)
     assert_close(results["moved"], family.results["moved"], 0.02)
@@ -292,31 +301,257 @@ def test_initialisation_into_shards_gives_the_same_values(family):
         assert leaf.addressable_shards[0].data.size == leaf.size // (8 if divisible else 1), path
 
 
-def test_another_seed_gives_other_values(family):
-    first, second = (zoo.init(family.model, jax.random.key(seed)) for seed in (0, 1))
-    assert not np.array_equal(
-        *(
-            next(
-                leaf for path, leaf in tree.flatten(t["params"]).items() if path.endswith("kernel")
-            )
-            for t in (first, second)
-        )
-    )
-
-
 def test_the_nnx_bridge_wraps_the_model(family):
     wrapped = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0)).lazy_init(**family.inputs)
-    state = nnx.state(wrapped, (nnx.Param, nnx.BatchStat))
-    values = {**family.variables["params"]}
-    for path, leaf in tree.flatten(family.variables).items():
-        print(path)
-    assert state and values
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    variables = {
+        name: nnx.to_pure_dict(nnx.state(wrapped, kinds[name])) for name in family.variables
+    }
+    assert jax.tree.structure(variables) == jax.tree.structure(family.variables)
+    assert_close(wrapped(**family.inputs), family.model.apply(variables, **family.inputs), 1e-6)
 
 
 # Doors.
 
 
-def test_a_pattern_lists_the_variants_of_a_page_in_order():
+def test_a_pattern_lists_variants_in_page_order():
     assert zoo.list_models() == VARIANTS
     assert zoo.list_models("resnetv2*") == list(import_module("zoo.models.resnetv2").VARIANTS)
     assert zoo.list_models("nothing*") == []
+
+
+def test_options_replace_fields_of_the_config():
+    model = zoo.create("resnet50", num_classes=7, in_channels=1)
+    assert (model.config.num_classes, model.config.in_channels) == (7, 1)
+    assert model.config.depths == (3, 4, 6, 3)
+
+
+@pytest.mark.parametrize("door", [zoo.create, zoo.describe])
+def test_an_unknown_model_is_answered_with_the_nearest(door):
+    with pytest.raises(zoo.UnknownModel, match="no model is named 'resnet5O'.*resnet50"):
+        door("resnet5O")
+    with pytest.raises(zoo.UnknownModel, match="see `python -m zoo list`"):
+        door("!")
+
+
+def test_an_unknown_option_is_answered_with_the_nearest():
+    message = "resnet50 has no option 'num_clases'; did you mean 'num_classes'"
+    with pytest.raises(TypeError, match=message):
+        zoo.create("resnet50", num_clases=7)
+
+
+def test_a_value_that_is_no_choice_is_answered_with_the_choices():
+    message = "resnet20 has no shortcut='zero'; it is one of 'projection', 'pad'"
+    with pytest.raises(ValueError, match=message):
+        zoo.create("resnet20", shortcut="zero")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnetv2_164"])
+def test_another_number_of_channels_is_refused_with_both_numbers_and_the_way_out(name):
+    model = zoo.create(name)
+    with pytest.raises(ValueError, match=r"1 channels, but .* takes 3: .*in_channels=1"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+
+
+@pytest.mark.parametrize("page", store.families())
+def test_a_description_gives_paper_options_inputs_and_counts(page):
+    name, variant = next(iter(import_module(f"zoo.models.{page}").VARIANTS.items()))
+    text = zoo.describe(name)
+    assert registry.entry(name).paper in text
+    assert f"{variant.params:,} parameters" in text
+    for key, value in asdict(variant.config).items():
+        assert f"{key} = {value!r}" in text
+    for key, value in zoo.example(zoo.create(name)).items():
+        assert f"{key} {list(value.shape)} {value.dtype}" in text
+    parts = [int(count.replace(",", "")) for count in re.findall(r"^  \w+ +([\d,]+)$", text, re.M)]
+    assert sum(parts) == variant.params
+
+
+# What is imported, seen from outside.
+
+
+def third_party_after(*statements: str) -> set[str]:
+    """What a fresh interpreter has imported from outside its standard library."""
+    end = "print('imported', *{name.partition('.')[0] for name in set(sys.modules) - before})"
+    program = ["import sys; before = set(sys.modules)", *statements, end]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.splitlines()[-1].split()[1:]
+    return {name for name in names if name not in sys.stdlib_module_names} - {"__mp_main__"}
+
+
+def test_importing_zoo_imports_nothing_else():
+    assert third_party_after("import zoo") == {"zoo"}
+
+
+@pytest.mark.parametrize("command", ["list", "table"])
+def test_the_command_line_lists_without_importing_anything_else(command):
+    run = f"import zoo.__main__; assert zoo.__main__.main([{command!r}]) == 0"
+    assert third_party_after(run) == {"zoo"}
+
+
+def test_zoo_never_imports_what_belongs_to_training(tmp_path):
+    work = f"""
+import jax, zoo
+model = zoo.create("resnet20", depths=(1, 1), widths=(8, 8), stem_width=8)
+zoo.save(model, zoo.init(model, jax.random.key(0)), {str(tmp_path)!r})
+model, variables = zoo.load({str(tmp_path)!r})
+zoo.card({str(tmp_path)!r})
+zoo.describe("resnet20")
+"""
+    added = third_party_after(work) - third_party_after("import jax, flax.linen")
+    assert "safetensors" in added and "zoo" in added  # else the work was not done
+    training = {"train", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "torch"}
+    assert not added & training
+
+
+def test_a_listing_and_an_unknown_model_on_the_command_line(capsys):
+    assert main(["list", "resnet1?"]) == 0
+    assert capsys.readouterr().out.startswith("resnet18             11,689,512  Deep Residual")
+    for arguments in (["describe", "resnet5O"], ["list", "nothing*"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith("error: no model ")
+
+
+# A new page.
+
+PAGE = '''"""The Perceptron (Rosenblatt, 1958, arXiv:0000.00000).
+
+    image [b, 8, 8, c] → logits [b, classes]
+
+Differs from the paper: it learns by gradients.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+
+from zoo.spec import Input, Variant
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int
+    in_channels: int = 1
+    num_classes: int = 10
+
+
+class Perceptron(nn.Module):
+    config: Config
+
+    @nn.compact
+    def __call__(self, image, *, train: bool = False):
+        x = nn.Dense(self.config.width, name="fc1")(image.reshape(len(image), -1))
+        return nn.Dense(self.config.num_classes, name="head")(nn.relu(x))
+
+
+VARIANTS = {"perceptron_s": Variant(Config(16), params=1_210)}
+TINY = Config(5, num_classes=3)
+
+
+def example(config):
+    return {"image": Input(("b", 8, 8, config.in_channels), low=-1, high=1)}
+'''
+TABLE = '''"""Perceptron: names of our own making."""
+
+from zoo.models.perceptron import Config
+from zoo.weights.convert import Format, dense
+
+
+def config(tensors, facts):
+    width, inputs = tensors["first.weight"].shape
+    return Config(width, inputs // 64, len(tensors["last.bias"]))
+
+
+FORMATS = {
+    "torch": Format(
+        rows=lambda config: dense("first", "fc1") + dense("last", "head"),
+        marker="first.weight",
+        ignored=(),
+        config=config,
+    )
+}
+'''
+
+
+@pytest.fixture
+def perceptron(tmp_path, monkeypatch):
+    """The zoo with a page and a table added to its folders; no file of its own is edited."""
+    sources = {zoo.models: PAGE, zoo.weights: TABLE}
+    for package, source in sources.items():
+        folder = tmp_path / package.__name__
+        shutil.copytree(package.__path__[0], folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "perceptron.py").write_text(source, encoding="utf-8")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.setattr(registry, "MODELS", tmp_path / zoo.models.__name__)
+    registry.entries.cache_clear()
+    yield
+    for package in sources:
+        sys.modules.pop(f"{package.__name__}.perceptron", None)
+    registry.entries.cache_clear()
+
+
+def test_a_new_page_needs_no_edit(perceptron, tmp_path, capsys):
+    assert set(zoo.list_models()) == {*VARIANTS, "perceptron_s"}
+    assert main(["list", "perceptron*"]) == 0 and "1,210" in capsys.readouterr().out
+    assert main(["table"]) == 0 and "| `perceptron_s` | 1,210 |" in capsys.readouterr().out
+    assert "Rosenblatt" in zoo.describe("perceptron_s")
+    with pytest.raises(TypeError, match="did you mean 'width'"):
+        zoo.create("perceptron_s", widht=3)
+
+    model = zoo.create("perceptron_s", in_channels=2)
+    variables = zoo.init(model, jax.random.key(0))
+    for format in ("flax", "torch"):
+        zoo.save(model, variables, tmp_path / format, format=format)
+        loaded_model, loaded = zoo.load(tmp_path / format)
+        assert loaded_model == model
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_a_new_page_inherits_the_claims(perceptron):
+    test_the_count_is_the_published_one("perceptron_s")
+    test_the_registry_reads_what_the_page_says("perceptron")
+    family = Family(import_module("zoo.models.perceptron"))
+    for claim in (
+        test_outputs_are_finite_float32_with_the_batch_first,
+        test_jit_equals_eager,
+        test_one_example_does_not_see_the_others_in_evaluation,
+        test_every_parameter_gets_a_gradient,
+        test_a_step_moves_every_running_statistic,
+        test_bfloat16_follows_from_casting_parameters_and_inputs,
+        test_the_nnx_bridge_wraps_the_model,
+    ):
+        claim(family)
+
+
+def test_two_pages_may_not_share_a_name(perceptron):
+    copy = PAGE.replace("perceptron_s", "resnet50")
+    (registry.MODELS / "perceptron.py").write_text(copy, encoding="utf-8")
+    registry.entries.cache_clear()
+    with pytest.raises(ValueError, match=r"'resnet50' is listed in .*perceptron.* and .*resnet"):
+        zoo.list_models()
+
+
+def test_a_variant_without_a_count_is_refused(perceptron):
+    copy = PAGE.replace(", params=1_210", "")
+    (registry.MODELS / "perceptron.py").write_text(copy, encoding="utf-8")
+    registry.entries.cache_clear()
+    with pytest.raises(ValueError, match=r"perceptron\.py: every variant states its published"):
+        zoo.list_models()
+
+
+# Depth.
+
+
+def test_a_thousand_layers_lower_to_the_program_of_eleven_and_compile():
+    def lowered(**changes):
+        model = zoo.create("resnetv2_1001", **changes)
+        image = zoo.example(model, BATCH)["image"]
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        return jax.jit(step_of(model)).lower(variables, {"image": image})
+
+    deep, shallow = lowered(), lowered(depths=(2, 2, 2))
+    assert len(deep.as_text()) < 1.01 * len(shallow.as_text())
+    deep.compile()

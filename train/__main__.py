@@ -120,12 +120,15 @@ def run(experiment: Experiment, options: Options) -> int:
     except (CheckpointError, loop.NonFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"done: {summary(result, directory)}"
-        if result
-        else f"stopped: all is saved in {directory}; the same command goes on"
-    )
+    print(f"done: {summary(result, directory)}" if result else stopped(directory))
     return 0
+
+
+def stopped(directory: Path) -> str:
+    step = workdir.newest_step(directory)
+    if step is None:
+        return "stopped before the first step: there is nothing to save yet"
+    return f"stopped: step {step} is saved in {directory}; the same command goes on"
 
 
 def summary(result: dict, directory: Path) -> str:

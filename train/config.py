@@ -203,6 +203,7 @@ RANGES = (
     (NOT_NEGATIVE, "0 or more", lambda x: x >= 0),
     (SHARES, "between 0 and 1", lambda x: 0 <= x <= 1),
     (SIZES, "positive, or -1 for the devices that are left", lambda x: x > 0 or x == -1),
+    (("seed", "data.seed"), "less than 2**63", lambda x: x < 2**63),
     (("data.channels",), "1 or 3", lambda x: x in (1, 3)),
 )
 

@@ -50,7 +50,7 @@ def evaluate(directory: Path, split: str = "test", step: int | None = None) -> E
     """
     if not (directory / workdir.CONFIG).is_file():
         raise ConfigError(f"{directory} has no {workdir.CONFIG}: it is not the workdir of a run")
-    if not workdir.begun(directory):
+    if workdir.newest_step(directory) is None:
         raise ConfigError(f"{directory} has no checkpoint yet: train it first")
     cfg = check(serialise.load(str(directory)))
 
@@ -65,8 +65,8 @@ def evaluate(directory: Path, split: str = "test", step: int | None = None) -> E
         raise ConfigError(str(error)) from error
     if found is None:
         raise ConfigError(f"{directory} has no whole checkpoint yet: train it first")
-    batches = map(run.put, run.data.evaluate(split))
-    metrics, artifacts = run.task.evaluate(found.state, batches)
+    batches, _ = run.data.evaluate(split)
+    metrics, artifacts = run.task.evaluate(found.state, map(run.put, batches))
     texts = {name: text for name, text in artifacts.items() if isinstance(text, str)}
     return Evaluation(found.step, metrics, texts)
 

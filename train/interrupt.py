@@ -43,3 +43,4 @@ class Interrupts:
         if self.pending:
             os._exit(128 + number)
         self.pending = True
+        os.write(2, b"\nfinishing the step, then saving; once more to leave at once\n")

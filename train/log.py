@@ -94,7 +94,7 @@ class Logger:
         self._write(step, split, metrics)
         self._show.line(step, f"{split}: {phrase(metrics)}")
 
-    def unreadable(self, step: int, skips: Any) -> None:
+    def skips(self, step: int, skips: Any) -> None:
         """Tells how many pictures were left out, when that has grown (`data.pipeline.Skips`)."""
         if skips.count > self._told.get(skips.name, 0):
             self._told[skips.name] = skips.count

@@ -24,6 +24,7 @@ def fit(cfg: Experiment, directory: Path) -> dict[str, Any] | None:
     Returns the result, also in result.json: the best step, its validation metrics, and the test
     metrics, read once, at the end. None if a signal came first: then all is saved, and the same
     call goes on. On the same devices a resumed run is, bit for bit, the run that never stopped.
+    `directory` must have been claimed for this experiment: `train.workdir.claim`.
     """
     run = prepare(cfg)
     with checkpoints(run, directory) as saved, Interrupts() as signals:
@@ -38,7 +39,7 @@ def fit(cfg: Experiment, directory: Path) -> dict[str, Any] | None:
             newest = step
             while not signals.check(step):
                 if evaluation_due(cfg, step) and not judged:
-                    record.flush(step)
+                    check_finite(cfg, record.flush(step))
                     with record.paused():
                         metrics = evaluate(run, state, "validation", step, record, signals)
                         if metrics is None:
@@ -53,6 +54,7 @@ def fit(cfg: Experiment, directory: Path) -> dict[str, Any] | None:
                 step, judged = step + 1, False
 
                 check_finite(cfg, record.train(step, metrics))
+                record.skips(step, stream.skips)
                 saved.poll()
                 if save_due(cfg, step):
                     check_finite(cfg, record.flush(step))
@@ -131,12 +133,14 @@ def evaluate(
     run: Run, state: State, split: str, step: int, record: Any, signals: Interrupts | None = None
 ) -> dict[str, float] | None:
     """The metrics of a whole split, logged and drawn; None if a signal came."""
-    with closing(background(map(run.put, run.data.evaluate(split)), depth=2)) as batches:
+    found, skips = run.data.evaluate(split)
+    with closing(background(map(run.put, found), depth=2)) as batches:
         try:
             metrics, artifacts = run.task.evaluate(state, watched(batches, signals))
         except Stopped:
             return None
     record.evaluation(step, split, metrics)
+    record.skips(step, skips)
     record.artifacts(step, {f"{split}_{name}": found for name, found in artifacts.items()})
     return metrics
 

@@ -38,21 +38,28 @@ def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> 
         raise ConfigError(
             f"--workdir {directory} cannot be written: {error.strerror}; choose another"
         ) from error
-    changed = differences(read(directory, CONFIG) or values, values) if begun(directory) else []
+    newest = newest_step(directory)
+    changed = [] if newest is None else differences(read(directory, CONFIG) or values, values)
     if changed and not accept_changes:
         lines = "\n  ".join(changed)
         raise ConfigError(
             f"--workdir {directory} holds another experiment:\n  {lines}\n"
             "Choose another --workdir, or go on with these changes by --accept-changes"
         )
+    if newest is not None and newest > cfg.steps:
+        raise ConfigError(
+            f"steps is {cfg.steps}, but --workdir {directory} has been trained for {newest}: "
+            "raise it, or choose another --workdir"
+        )
     if changed:
         (directory / RESULT).unlink(missing_ok=True)  # it is that of the old settings
     write(directory, CONFIG, values)
 
 
-def begun(directory: Path) -> bool:
-    """Whether there is anything to go on from."""
-    return any((directory / "checkpoints").glob("[0-9]*"))
+def newest_step(directory: Path) -> int | None:
+    """That of the newest checkpoint, sealed or not yet; None where there is none."""
+    names = (path.name.partition(".")[0] for path in (directory / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def check_writable(directory: Path) -> None:

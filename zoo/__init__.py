@@ -40,15 +40,18 @@ def list_models(pattern: str = "*") -> list[str]:
 def create(name: str, **options: Any) -> Any:
     """The Linen module of a variant; `options` replace fields of its page's `Config`.
 
-    Raises UnknownModel for a name, TypeError for an option that does not exist, naming the nearest.
+    Raises UnknownModel for a name and TypeError for an option that does not exist, naming the
+    nearest, and ValueError for a value that is none of an option's choices.
     """
     from dataclasses import replace
 
     registry.check_options(name, options)
     page = registry.page(name)
     variant = page.VARIANTS[name]
+    config = replace(variant.config, **options)
+    registry.check_choices(name, config)
     parts = {field: create(part) for field, part in variant.parts.items()}
-    return module_class(page)(replace(variant.config, **options), **parts)
+    return module_class(page)(config, **parts)
 
 
 def module_class(page: Any) -> Any:

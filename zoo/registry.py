@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 MODELS = Path(__file__).parent / "models"
 
@@ -108,3 +108,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
                 f"{name} has no option {key!r}; did you mean {near[0]!r}? "
                 f"Its options: {', '.join(fields)}"
             )
+
+
+def check_choices(name: str, config: Any) -> None:
+    """Raises ValueError for a value of a `Literal` field that is none of its choices."""
+    for field, hint in get_type_hints(type(config)).items():
+        choices, value = get_args(hint), getattr(config, field)
+        if get_origin(hint) is Literal and value not in choices:
+            listed = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} has no {field}={value!r}; it is one of {listed}")

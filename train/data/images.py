@@ -35,10 +35,11 @@ class Dataset:
         """Endless shuffled batches whose position can be stored."""
         return pipeline.train_stream(self.source.splits["train"], self.cfg, **_process())
 
-    def evaluate(self, split: str) -> Iterator[pipeline.Batch]:
-        """Every example of "validation" or "test" once, with a `mask`."""
-        batches = self.source.splits[split]
-        return pipeline.eval_batches(batches, self.cfg, name=split, **_process())
+    def evaluate(self, split: str) -> tuple[Iterator[pipeline.Batch], pipeline.Skips]:
+        """Every example of "validation" or "test" once, with a `mask`; and what was unreadable."""
+        examples = self.source.splits[split]
+        skips = pipeline.Skips(split, len(examples))
+        return pipeline.eval_batches(examples, self.cfg, skips=skips, **_process()), skips
 
     def normalise(self, image: jax.Array) -> jax.Array:
         """uint8 [b, h, w, c] → float32, less the mean, over the standard deviation; on device."""

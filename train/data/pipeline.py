@@ -192,16 +192,16 @@ def eval_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    name: str = "validation",
+    skips: Skips | None = None,
 ) -> Iterator[Batch]:
     """Every example once, in order, with "mask" float32 [b]: 0 on padding and unreadable pictures.
 
     All batches have one size and every process yields equally many; "index" is -1 on padding.
-    Raises as `train_stream` does.
+    `skips` counts what was unreadable. Raises as `train_stream` does.
     """
+    skips = skips or Skips("validation", len(split))
     batch_size = local_size(cfg, process_count)
-    shape = picture_shape(split, cfg, name)
-    skips = Skips(name, len(split))
+    shape = picture_shape(split, cfg, skips.name)
 
     def load(position: int) -> dict[str, Any]:
         if position >= len(split):

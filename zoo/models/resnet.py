@@ -200,7 +200,7 @@ VARIANTS = {  # table 1, counts as torchvision prints them; section 4.2 and tabl
     "resnet110": Variant(_cifar((18, 18, 18)), params=1_727_962),
 }
 
-TINY = Config((1, 2), (16, 24), "bottleneck", stem_width=8, image_size=32, num_classes=10)
+TINY = Config((1, 3), (16, 24), "bottleneck", stem_width=8, image_size=32, num_classes=10)
 
 
 def example(config: Config) -> dict[str, Input]:
