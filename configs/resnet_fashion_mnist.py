@@ -14,7 +14,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=Model(
             "resnet20",
-            {"depths": (1, 1, 1), "widths": (16, 32, 64), "shortcut": "projection"},
+            {"depths": (1, 1, 1), "widths": (32, 64, 128), "stem_width": 32, "zero_init": False},
         ),
         data=Images(
             source="tfds:fashion_mnist",
@@ -22,9 +22,10 @@ def experiment() -> Experiment:
             augment=("crop:2", "flip"),
             mean=(0.286,),
             std=(0.353,),
+            threads=0,
         ),
         task=Classify(label_smoothing=0.1),
-        optim=Optim("sgd", lr=0.1, schedule="one_cycle", weight_decay=5e-4),
-        steps=4200,
-        evaluate_every=420,
+        optim=Optim("muon", lr=0.03, momentum=0.95, schedule="one_cycle", weight_decay=0.02),
+        steps=2800,
+        evaluate_every=400,
     )

@@ -1,7 +1,7 @@
 """Everything a run prints and notes: progress, metrics.jsonl, TensorBoard, pictures, the last line.
 
 Each line of `metrics.jsonl` has `step`, `split` and numbers; a resumed run drops the lines after
-its checkpoint, so that the file reads as if it had never stopped. In a run of several processes
+its checkpoint, so that no step is told twice. In a run of several processes
 only the first one writes.
 """
 

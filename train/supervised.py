@@ -6,14 +6,31 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+import zoo
 from train import evaluation, optim, step
-from train.config import Setup
+from train.config import ConfigError, Model, Setup
 from train.metrics import Metric
 from train.schedules import schedule
 from train.state import Batch, Metrics, State, Task
 from zoo import Card, registry, sharding
 
 Forward = Callable[..., Any]  # the model on its inputs
+
+
+def create(cfg: Model, facts: Mapping[str, Any]) -> Any:
+    """The model of an experiment, with the options that its data decide.
+
+    Raises ConfigError for an option that contradicts the data, or that the model cannot have.
+    """
+    for key, value in facts.items():
+        if cfg.options.get(key, value) != value:
+            raise ConfigError(
+                f"model.options: {key} is {cfg.options[key]!r}, but the data have {value}"
+            )
+    try:
+        return zoo.create(cfg.name, **cfg.options | dict(facts))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.options: {error}") from error
 
 
 def build(

@@ -41,7 +41,7 @@ def create(name: str, **options: Any) -> Any:
     """The Linen module of a variant; `options` replace fields of its page's `Config`.
 
     Raises UnknownModel for a name and TypeError for an option that does not exist, naming the
-    nearest, and ValueError for a value that is none of an option's choices.
+    nearest, and ValueError for a value that an option cannot have.
     """
     from dataclasses import replace
 
@@ -49,7 +49,7 @@ def create(name: str, **options: Any) -> Any:
     page = registry.page(name)
     variant = page.VARIANTS[name]
     config = replace(variant.config, **options)
-    registry.check_choices(name, config)
+    registry.check_config(name, config)
     parts = {field: create(part) for field, part in variant.parts.items()}
     return module_class(page)(config, **parts)
 
@@ -130,13 +130,14 @@ def card(source: str | Path) -> Card:
 
 def describe(name: str) -> str:
     """A variant in a screenful: paper, data flow, options, inputs, and its parts with counts."""
+    entry = registry.entry(name)
     import inspect
 
     import jax
 
     from zoo import tree
 
-    entry, page, model = registry.entry(name), registry.page(name), create(name)
+    page, model = registry.page(name), create(name)
     shapes = jax.eval_shape(
         lambda rng, inputs: model.init(rng, **inputs), jax.random.key(0), example(model)
     )

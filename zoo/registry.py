@@ -110,10 +110,16 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             )
 
 
-def check_choices(name: str, config: Any) -> None:
-    """Raises ValueError for a value of a `Literal` field that is none of its choices."""
+def check_config(name: str, config: Any) -> None:
+    """Raises ValueError for a value that its field cannot have: none of a `Literal`'s choices, or a
+    size that is no positive whole number."""
     for field, hint in get_type_hints(type(config)).items():
-        choices, value = get_args(hint), getattr(config, field)
+        value, choices = getattr(config, field), get_args(hint)
         if get_origin(hint) is Literal and value not in choices:
             listed = ", ".join(map(repr, choices))
             raise ValueError(f"{name} has no {field}={value!r}; it is one of {listed}")
+        sizes = {int: (value,), tuple[int, ...]: value}.get(hint, ())
+        if not isinstance(sizes, tuple) or any(type(n) is not int or n < 1 for n in sizes):
+            raise ValueError(f"{name} has no {field}={value!r}; sizes are positive whole numbers")
+        if hint is bool and type(value) is not bool:
+            raise ValueError(f"{name} has no {field}={value!r}; it is True or False")

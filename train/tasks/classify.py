@@ -39,7 +39,7 @@ class Classify(Task):
         if height != width:
             raise ConfigError(f"data.image_size: pictures are {height}×{width}; set it to one size")
         facts = {"num_classes": len(labels), "in_channels": channels, "image_size": height}
-        model = zoo.create(cfg.model.name, **(facts | cfg.model.options)).clone(axis=setup.axis)
+        model = supervised.create(cfg.model, facts).clone(axis=setup.axis)
 
         def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:
             image, label = data.normalise(batch["image"]), batch["label"]

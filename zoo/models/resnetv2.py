@@ -39,6 +39,12 @@ class Config:
     in_channels: int = 3
     num_classes: int = 1000
 
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"{len(self.depths)} depths, but {len(self.widths)} widths: give one each a stage"
+            )
+
 
 class ResNetV2(nn.Module):
     """Takes images [b, H, W, in_channels], normalised; returns logits [b, classes]."""

@@ -77,12 +77,15 @@ def _recognise(
         if page not in families():
             raise WeightsError(f"{path}: written for page {page!r}, which this version has not")
         return page, _own(page)
+    kind = facts.get("model_type")
     for page in families():
+        if kind is not None and kind not in table(page).MODEL_TYPES:
+            continue
         for format in table(page).FORMATS.values():
             if format.marker in tensors:
                 return page, format
     raise WeightsError(
-        f"{path}: neither config.json (model_type {facts.get('model_type')!r}) nor the names of "
+        f"{path}: neither config.json (model_type {kind!r}) nor the names of "
         f"the tensors belong to a known family: {', '.join(families())}"
     )
 
