@@ -3,7 +3,18 @@
     python -m train resnet_fashion_mnist --data.data-dir DIR
 
 60,000 pictures of 28×28 pixels, 6,000 of them held out to choose the checkpoint; 10,000 to test.
-Result: not yet run.
+Prepare it once: `python -m train.data.prepare fashion_mnist IDX_FOLDER --data-dir DIR`.
+
+Result: test accuracy 93.72 % (validation 93.50 %; 1 run, seed 0) after 932 s of training on 2 cores
+(x86-64, no accelerator), Python 3.13, jax 0.12.0.1. In 125 s of training, 2.1 epochs, 91.02 %
+(validation 91.35 %; 1 run) with
+
+    python -m train resnet_fashion_mnist --data.data-dir DIR --workdir runs/short --steps 900
+        --evaluate-every 900 --data.augment flip --task.label-smoothing 0
+        --model.options '{"depths": [1, 1, 1], "widths": [16, 32, 64], "zero_init": false}'
+
+for which optimizer, zero-init, crops and smoothing were chosen on validation data in runs of 300
+steps.
 """
 
 from train.config import Experiment, Images, Model, Optim

@@ -9,7 +9,7 @@ import pytest
 import rich
 from rich.console import Console
 
-from train import log
+from train import log, workdir
 from train.config import Experiment, Images
 from train.data.augment import Unreadable
 from train.data.pipeline import Skips
@@ -187,7 +187,7 @@ def test_unreadable_pictures_are_told_once_for_every_number(tmp_path, capsys):
 
 
 def test_shares_are_shown_in_percent_and_the_rest_as_numbers():
-    found = log.phrase({"loss": 0.123456, "accuracy": 0.98611, "top5": 1.0})
+    found = workdir.phrase({"loss": 0.123456, "accuracy": 0.98611, "top5": 1.0})
     assert found == "loss 0.1235, accuracy 98.61 %, top5 100.00 %"
 
 

@@ -15,7 +15,7 @@ import pytest
 from train import optim, schedules
 from train.config import ConfigError, Optim
 from zoo import tree
-from zoo.layers.stack import stacked
+from zoo.tree import stacked
 
 STEPS = 40
 PLAIN = Optim(schedule="constant", lr=0.1, weight_decay=0.0)

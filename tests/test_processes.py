@@ -1,7 +1,10 @@
 """Two processes are one run: the same batches, the same result, one record."""
 
 import json
+import os
+import signal
 import socket
+import time
 from dataclasses import replace
 
 import jax
@@ -23,7 +26,7 @@ CFG = runner.experiment(
 )
 
 
-def pair(cfg, directory):
+def pair(cfg, directory, interrupt=lambda both: None):
     """Two processes of two devices each; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,6 +43,7 @@ def pair(cfg, directory):
         )
         for rank in (0, 1)
     ]
+    interrupt(both)
     for process in both:
         process.join(120)
         process.kill()
@@ -75,3 +79,20 @@ def test_two_processes_train_like_one(sizes, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
     jax.tree.map(check, parameters("two"), parameters("one"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_process_stops_both_at_one_step(number, tmp_path):
+    """Both save, leave with success, and go on together."""
+    cfg = replace(CFG, steps=400, evaluate_every=400)
+    directory = tmp_path / "run"
+
+    def interrupt(both):
+        while not (directory / "metrics.jsonl").exists() and all(p.is_alive() for p in both):
+            time.sleep(0.05)
+        os.kill(both[1].pid, number)
+
+    assert pair(cfg, directory, interrupt) == [3, 3], (tmp_path / "run.log").read_text()
+    (step,) = [int(path.name) for path in (directory / "checkpoints").iterdir()]
+    assert 0 < step < 400
+    assert pair(cfg, directory) == [0, 0], (tmp_path / "run.log").read_text()

@@ -307,8 +307,47 @@ def test_labels_and_preprocessing_of_a_hugging_face_directory_reach_the_card(tmp
 def test_a_variants_card_states_its_paper_and_size():
     card = zoo.card("resnet20")
     assert "arXiv:1512.03385" in card.paper
-    assert card.preprocess.size == 32
     assert card.config == asdict(zoo.create("resnet20").config)
+    assert card.preprocess is None  # no weights, so nobody has said how their pictures were scaled
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50.a1h_in1k", "resnetv2_101.a1h_in1k"])
+def test_the_card_of_a_timm_directory_is_what_timm_states(name, tmp_path):
+    published = json.loads((GOLDEN / "resnet_counts.json").read_text())["timm"]["published"][name]
+    model = tiny("resnetv2")
+    zoo.save(model, random_variables(model), tmp_path, format="timm")
+    (tmp_path / "card.json").unlink()
+    facts = {"architecture": name.partition(".")[0], "pretrained_cfg": published}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    card = zoo.card(tmp_path)
+    assert card.preprocess == Preprocess(224, 0.95, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    assert card.licence == "apache-2.0"
+
+
+def test_a_card_goes_to_json_and_back(tmp_path):
+    config = asdict(zoo.create("resnet18").config)
+    card = Card("resnet18", config, "paper", Preprocess(), ("a", "b"), "MIT", "here", {"x": 1.5})
+    written = json.loads(json.dumps(card.to_json()))
+    assert Card.from_json(written) == card
+    assert Card.from_json({**written, "of_a_later_version": 1}) == card
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("card.json", '{"preprocess": {"size": 224}}'),  # no model
+        ("card.json", "[]"),
+        ("config.json", "[]"),
+        ("config.json", '{"flax_zoo": {}}'),
+        ("config.json", '{"flax_zoo": null}'),
+    ],
+)
+def test_a_damaged_text_beside_weights_is_named(name, text, tmp_path):
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        zoo.load(tmp_path)
 
 
 # Saving.
@@ -344,6 +383,53 @@ def test_what_a_format_cannot_hold_is_refused(changes, format, message, tmp_path
     with pytest.raises(WeightsError, match=message):
         zoo.save(model, random_variables(model), tmp_path / "out", format=format, card=card)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("page, format", [("resnet", "torchvision"), ("resnetv2", "timm")])
+def test_an_export_that_would_load_as_another_model_is_refused(page, format, tmp_path):
+    model = tiny(page, stem="cifar")
+    with pytest.raises(WeightsError, match="stem 'cifar', but would load as 'imagenet'"):
+        zoo.save(model, random_variables(model), tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("page, format", [("resnet", "hf"), ("resnetv2", "timm")])
+def test_a_scan_is_exported_layer_by_layer(page, format, tmp_path):
+    loop, scan = tiny(page), tiny(page, layers="scan")
+    variables = random_variables(loop)
+    stacked = {name: tree.stacked(leaves, 1) for name, leaves in variables.items()}
+    zoo.save(scan, stacked, tmp_path, format=format)
+    loaded_model, loaded = zoo.load(tmp_path)
+    assert loaded_model.config.layers == "loop"
+    assert_bitwise(loaded, variables)
+
+
+def test_another_format_in_the_same_directory_leaves_no_stale_text(tmp_path):
+    model = tiny("resnet")
+    variables = random_variables(model)
+    zoo.save(model, variables, tmp_path)
+    zoo.save(model, variables, tmp_path, format="torchvision")
+    assert_bitwise(zoo.load(tmp_path)[1], variables)
+
+
+def test_another_architecture_with_the_same_tensors_is_refused(tmp_path):
+    """timm's anti-aliased resnetaa50 has the names and shapes of resnet50."""
+    model = tiny("resnet")
+    zoo.save(model, random_variables(model), tmp_path, format="torchvision")
+    (tmp_path / "config.json").write_text('{"architecture": "resnetaa50"}')
+    with pytest.raises(WeightsError, match="architecture is 'resnetaa50'"):
+        zoo.load(tmp_path)
+
+
+def test_a_file_is_read_with_the_texts_beside_it(tmp_path):
+    model = tiny("resnet")
+    variables = random_variables(model)
+    zoo.save(model, variables, tmp_path, format="hf")
+    file = (tmp_path / formats.FILE).rename(tmp_path / "other.safetensors")
+    assert_bitwise(zoo.load(file)[1], variables)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(WeightsError, match="config.json that belongs to them"):
+        zoo.load(file)
 
 
 def full_disk(tensors, path, metadata):

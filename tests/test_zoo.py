@@ -30,7 +30,7 @@ import zoo.models
 import zoo.weights
 from zoo import registry, sharding, tree
 from zoo.__main__ import main
-from zoo.layers.stack import stacked
+from zoo.tree import stacked
 from zoo.weights import store
 
 pytestmark = pytest.mark.quick

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped before the run began; nothing was changed", file=sys.stderr)
+        print("stopped before the run began", file=sys.stderr)
         return 130
 
 
@@ -110,7 +110,7 @@ def run(experiment: Experiment, options: Options) -> int:
             print(f"{directory} is complete: {summary(result, directory)}")
             return 0
     print("preparing jax, data and model …", flush=True)  # 5 s and more of silence otherwise
-    from train import loop
+    from train import log, loop
     from train.checkpoint import CheckpointError
 
     try:
@@ -120,7 +120,7 @@ def run(experiment: Experiment, options: Options) -> int:
     except (CheckpointError, loop.NonFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"done: {summary(result, directory)}" if result else stopped(directory))
+    log.say(f"done: {summary(result, directory)}" if result else stopped(directory))
     return 0
 
 
@@ -133,15 +133,10 @@ def stopped(directory: Path) -> str:
 
 def summary(result: dict, directory: Path) -> str:
     """What was reached and where it lies."""
-    shares = ("accuracy", "top5")
-    reached = ", ".join(
-        f"{key} {100 * value:.2f} %" if key in shares else f"{key} {value:.4f}"
-        for key, value in result["test"].items()
-    )
     return (
-        f"test {reached} after {result['training_seconds']:.0f} s of training; the weights of step "
-        f"{result['best_step']} of {result['steps']}, best on validation, are in "
-        f"{directory / 'model'}"
+        f"test {workdir.phrase(result['test'])} after {result['training_seconds']:.0f} s of "
+        f"training; the weights of step {result['best_step']} of {result['steps']}, best on "
+        f"validation, are in {directory / 'model'}"
     )
 
 

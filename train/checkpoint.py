@@ -179,27 +179,31 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best metric, the later of equals; None if none was saved with one."""
-        scores = ((self._score(step), step) for step in self.steps())
-        return max((pair for pair in scores if not math.isnan(pair[0])), default=(0, None))[1]
+        judged = [step for step in self.steps() if not math.isnan(self._score(step))]
+        return max(judged, key=self._rank, default=None)
 
-    def restore(self, abstract: State, step: int | None = None) -> Restored | None:
-        """The newest undamaged checkpoint, or that of `step`; None where there is none at all.
+    def restore(
+        self, abstract: State, step: int | None = None, *, best: bool = False
+    ) -> Restored | None:
+        """The newest undamaged checkpoint, or the best one (the newest if none was judged), or that
+        of `step`; None where there is none at all.
 
         `abstract` is the run's State of `jax.ShapeDtypeStruct`: its shardings say where each leaf
         goes (the first device where a leaf has none), whatever mesh saved it. Raises
-        CorruptCheckpoint if every checkpoint is damaged, or `step` or the newest under `strict`;
+        CorruptCheckpoint if every checkpoint is damaged, or `step`, or the first under `strict`;
         CheckpointError with all differences if a leaf is missing, extra or of another shape or
         dtype, or if there is no checkpoint of `step`.
         """
         self.wait()
-        chosen = self._agree(lambda: self._choose(step))
+        chosen = self._agree(lambda: self._choose(step, best))
         return None if chosen is None else self._load(chosen, abstract)
 
-    def _choose(self, step: int | None) -> int | None:
+    def _choose(self, step: int | None, best: bool) -> int | None:
         sealed = self._sealed()
         if step is not None and step not in sealed:
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}: {sealed}")
-        for candidate in [step] if step is not None else reversed(sealed):
+        order = sorted(sealed, key=self._rank if best else None, reverse=True)
+        for candidate in order if step is None else [step]:
             try:
                 verify(self._final(candidate))
                 return candidate
@@ -327,6 +331,10 @@ class Checkpoints:
 
     def _entries(self) -> list[Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
+
+    def _rank(self, step: int) -> tuple[float, int]:
+        score = self._score(step)
+        return (-math.inf if math.isnan(score) else score, step)
 
     def _score(self, step: int) -> float:
         try:

@@ -81,6 +81,10 @@ class Task:
     def check(self) -> None:
         """Raises ConfigError for options that cannot work."""
 
+    def plain(self) -> "Task":
+        """The same without regularisation, so that one batch can be learned by heart."""
+        return self
+
     def build(self, setup: "Setup") -> Any:
         """The `train.state.Task`."""
         raise ConfigError("task: choose one, such as train.tasks.classify.Classify()")

@@ -5,11 +5,12 @@ The experiment is that of DIR/config.json, the checkpoint its best one. Writes n
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from train import serialise, workdir
-from train.config import ConfigError, check
+from train.config import ConfigError, Parallel, check
 
 
 class Evaluation(NamedTuple):
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"error: {error}\n")
     from train import log
 
-    log.say(f"step {found.step}, {options.split}: {log.phrase(found.metrics)}")
+    log.say(f"step {found.step}, {options.split}: {workdir.phrase(found.metrics)}")
     for text in found.texts.values():
         log.say(text)
     return 0
@@ -53,6 +54,8 @@ def evaluate(directory: Path, split: str = "test", step: int | None = None) -> E
     if workdir.newest_step(directory) is None:
         raise ConfigError(f"{directory} has no checkpoint yet: train it first")
     cfg = check(serialise.load(str(directory)))
+    # On the devices that are here, not on those that trained.
+    cfg = replace(cfg, parallel=Parallel(), step=replace(cfg.step, accumulate=1))
 
     from train import loop  # jax only now: all that can be wrong without it has been checked
     from train.checkpoint import CheckpointError
@@ -60,7 +63,7 @@ def evaluate(directory: Path, split: str = "test", step: int | None = None) -> E
     run = loop.prepare(cfg)
     try:
         with loop.checkpoints(run, directory, writable=False) as saved:
-            found = saved.restore(run.abstract, saved.best() if step is None else step)
+            found = saved.restore(run.abstract, step, best=True)
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     if found is None:

@@ -17,14 +17,15 @@ class Interrupts:
 
     A second signal ends it at once with the shell's code, 128 + its number: checkpoints are whole
     or absent, so nothing is lost but what came after the last one. Python handles a signal when XLA
-    returns, so one that comes during a compilation takes effect after it.
+    returns, so one that comes during a compilation takes effect after it. Over several processes
+    SIGTERM is left to JAX, which tells all of them of a step to stop at; SIGINT becomes one.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __enter__(self) -> "Interrupts":
-        self.pending = False
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self.pending, self._count = False, 0
+        self._many = jax.process_count() > 1
+        numbers = (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -32,15 +33,17 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self, step: int) -> bool:
-        """Whether to stop after this step; over several processes, the same answer on all."""
-        if jax.process_count() > 1:
-            # jax.distributed takes SIGTERM for itself, and must be asked at every step.
-            notice = multihost_utils.reached_preemption_sync_point(step)
-            self.pending = bool(multihost_utils.process_allgather(self.pending or notice).any())
+        """Whether to stop after this step; the same answer on all processes, which must all ask."""
+        if self._many:
+            self.pending = multihost_utils.reached_preemption_sync_point(step)
         return self.pending
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.pending:
+        self._count += 1
+        if self._count > 1:
             os._exit(128 + number)
-        self.pending = True
         os.write(2, b"\nfinishing the step, then saving; once more to leave at once\n")
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.pending = True

@@ -6,10 +6,11 @@ only the first one writes.
 """
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from train import pictures
 from train.config import Experiment
+from train.workdir import phrase
 
 METRICS = "metrics.jsonl"
 
@@ -71,7 +73,7 @@ class Logger:
             return {}
         rows = jax.device_get(self._window)
         seconds = self._clock() - self._seconds
-        row = {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
+        row = {key: finite_mean([r[key] for r in rows]) for key in rows[0]}
         row["skipped"] = int(rows[-1]["skipped"])
         row["images_per_second"] = len(rows) * self._cfg.data.batch_size / max(seconds, 1e-9)
         row["seconds"] = self._seconds = self._seconds + seconds
@@ -128,6 +130,7 @@ class Logger:
     def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         if not self._first:
             return
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         row = {"step": step, "split": split, **metrics}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -161,13 +164,10 @@ def truncate(path: Path, step: int) -> float:
     return max((row["seconds"] for row in rows if row["split"] == "train"), default=0.0)
 
 
-def phrase(metrics: Mapping[str, float]) -> str:
-    """`loss 0.1234, accuracy 98.61 %`."""
-    shares = ("accuracy", "top5")
-    return ", ".join(
-        f"{key} {100 * value:.2f} %" if key in shares else f"{key} {value:.4g}"
-        for key, value in metrics.items()
-    )
+def finite_mean(values: Sequence[np.ndarray]) -> float:
+    """The mean of those that are finite; NaN if none is."""
+    finite = [float(value) for value in values if np.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Plain:

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 import zoo
 from train import log, parallel, workdir
 from train.checkpoint import Checkpoints
-from train.config import Experiment, Setup
+from train.config import ConfigError, Experiment, Setup
 from train.data.pipeline import background, prefetch
 from train.interrupt import Interrupts, Stopped
 from train.state import State, Task
@@ -26,8 +26,8 @@ def fit(cfg: Experiment, directory: Path) -> dict[str, Any] | None:
     call goes on. On the same devices a resumed run is, bit for bit, the run that never stopped.
     `directory` must have been claimed for this experiment: `train.workdir.claim`.
     """
-    run = prepare(cfg)
-    with checkpoints(run, directory) as saved, Interrupts() as signals:
+    parallel.join_processes()
+    with Interrupts() as signals, checkpoints(run := prepare(cfg), directory) as saved:
         state, step, position, judged = start(run, saved)
         stream = run.data.train()
         stream.restore(position or stream.state())
@@ -85,12 +85,16 @@ class Run(NamedTuple):
 
 def prepare(cfg: Experiment) -> Run:
     """Opens the data, builds the task, compiles nothing yet. Raises ConfigError."""
-    parallel.join_processes()
     mesh = parallel.make_mesh(cfg.parallel)
     parallel.check_batch(mesh, cfg.data.batch_size, cfg.step.accumulate)
     data = cfg.data.open()
     task = cfg.task.build(Setup(cfg, data, parallel.axis(cfg.parallel)))
     rng = jax.random.key(cfg.seed)
+    if mesh.shape["tensor"] > 1 and not task.rules:
+        raise ConfigError(
+            f"parallel.tensor is {mesh.shape['tensor']}, but {cfg.model.name} has no rows that say "
+            "what to split; use parallel.fsdp"
+        )
     first, abstract = parallel.initialise(task.init, rng, data.spec(), mesh, task.rules)
     update = parallel.compile_update(task.update, abstract, mesh, cfg.parallel)
     return Run(cfg, data, task, mesh, first, abstract, update)
@@ -172,7 +176,7 @@ def finish(
 ) -> dict[str, Any] | None:
     """Chooses the checkpoint by validation, reads the test split with it, writes the result."""
     saved.wait()
-    best = saved.restore(run.abstract, saved.best())
+    best = saved.restore(run.abstract, best=True)
     assert best is not None, "the last step was evaluated and saved"
     test = evaluate(run, best.state, "test", run.cfg.steps, record, signals)
     if test is None:
@@ -205,7 +209,7 @@ def export(run: Run, state: State, directory: Path, result: dict[str, Any]) -> N
 def overfit(cfg: Experiment, steps: int = 200) -> bool:
     """The sanity check: trains on its first batch alone, and says whether the loss fell to a tenth.
     Writes nothing."""
-    run = prepare(cfg)
+    run = prepare(replace(cfg, task=cfg.task.plain()))
     with closing(run.data.train()) as stream:
         batch = run.put(next(stream))
     state, losses = run.first(), []

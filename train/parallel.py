@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -24,14 +25,25 @@ BATCH = PartitionSpec(("data", "fsdp"))
 
 def join_processes() -> None:
     """Joins the other processes of the run, where the environment says that there are any: an
-    explicit coordinator (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), Slurm or MPI.
+    explicit coordinator (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), Slurm's
+    srun, MPI, or a TPU pod.
     """
     if jax.distributed.is_initialized():
         return
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count, index = os.environ["JAX_NUM_PROCESSES"], os.environ["JAX_PROCESS_ID"]
-        jax.distributed.initialize(address, int(count), int(index))
-    elif any(int(os.environ.get(key, 1)) > 1 for key in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
+        numbers = [os.environ.get(key, "") for key in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(number.isdecimal() for number in numbers):
+            raise ConfigError(
+                "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
+                f"whole numbers, not {' and '.join(map(repr, numbers))}"
+            )
+        count, index = map(int, numbers)
+        jax.distributed.initialize(address, count, index)
+    elif (
+        int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # under srun
+        or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):
         jax.distributed.initialize()
 
 
@@ -87,19 +99,21 @@ def initialise(
     batch: arrays or `jax.ShapeDtypeStruct`s.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
-    zeros = {key: np.zeros(x.shape, x.dtype) for key, x in shapes.items()}
     state = jax.eval_shape(init, rng, shapes)
     placed = sharding.shardings(state, mesh, rules)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
     )
-    # The batch gives shapes only: no task initialises from its values.
-    make = jax.jit(lambda rng: init(rng, zeros), out_shardings=placed)
+
+    def first(rng: jax.Array) -> State:  # the batch gives shapes only
+        return init(rng, {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()})
+
+    make = jax.jit(first, out_shardings=placed)
     return lambda: make(rng), abstract
 
 
 def compile_update(update: Update, abstract: State, mesh: Mesh, cfg: Parallel) -> Update:
-    """The update, compiled; it consumes (donates) the state that it is given.
+    """The update, compiled; under jit it consumes (donates) the state that it is given.
 
     Raises ConfigError for pmap on a mesh with more than data, or over several processes.
     """

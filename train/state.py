@@ -53,7 +53,8 @@ class Task(NamedTuple):
     """Two pure functions and an evaluator: all that loop, compiler and checkpoint know.
 
     init      (rng, batch) -> State; only the shapes of the batch matter
-    update    (state, batch) -> (State, metrics), pure; metrics are scalars, `skipped` among them
+    update    (state, batch) -> (State, metrics), pure; metrics are scalars, `loss` and `skipped`
+              (see `train.step.guarded`) among them
     evaluate  (state, batches) -> (metrics, artifacts): floats, and RGB uint8 pictures or texts,
               by name; each device batch has a float `mask` [b] that is 0 on padding
     best      the metric that chooses the checkpoint, "-name" where less is better

@@ -75,7 +75,8 @@ def gradients(
     """Mean gradient, new vars and mean metrics over `accumulate` micro-batches, one after another.
 
     Equal to the large batch where examples are independent. Batch normalisation is not: each
-    micro-batch is normalised by its own statistics and moves the running ones once.
+    micro-batch is normalised by its own statistics and moves the running ones once. What is frozen
+    keeps its running statistics, but is normalised by the batch's while training, like the rest.
     """
     fixed = tree.mask(state.params, frozen)
     fixed_vars = frozen_vars(state.vars, fixed)
@@ -106,13 +107,15 @@ def gradients(
 
 
 def guarded(update: Update) -> Update:
-    """The update, made to change nothing but `step` and `extra["skipped"]` where a metric is not
-    finite. Infinite or NaN gradients show in `grad_norm`, so no damaged state is ever produced;
-    whether the run goes on is the loop's choice."""
+    """The update, made to change nothing but `step` and `extra["skipped"]` where a metric or any
+    part of the new state is not finite. Whether the run goes on is the loop's choice."""
 
     def guard(state: State, batch: Batch) -> tuple[State, Metrics]:
         new, metrics = update(state, batch)
-        finite = jnp.stack([jnp.isfinite(m).all() for m in metrics.values()]).all()
+        floating = [
+            x for x in jax.tree.leaves((new, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)
+        ]
+        finite = jnp.stack([jnp.isfinite(x).all() for x in floating]).all()
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
         skipped = state.extra["skipped"] + jnp.where(finite, 0, 1)
         extra = {**kept.extra, "skipped": skipped}

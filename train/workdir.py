@@ -12,6 +12,7 @@ result.json            written last: what was reached
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,10 @@ def claim(directory: Path, cfg: Experiment, *, accept_changes: bool = False) -> 
     experiment: a run goes on only with the settings that it began with, unless `accept_changes`.
     """
     values = to_dict(cfg)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {directory} cannot be written: {error.strerror}; choose another"
-        ) from error
+    check_writable(directory)
     newest = newest_step(directory)
-    changed = [] if newest is None else differences(read(directory, CONFIG) or values, values)
+    begun = newest is not None or (directory / RESULT).exists()
+    changed = differences(read(directory, CONFIG) or values, values) if begun else []
     if changed and not accept_changes:
         lines = "\n  ".join(changed)
         raise ConfigError(
@@ -93,7 +87,16 @@ def read(directory: Path, name: str) -> dict[str, Any] | None:
 
 
 def write(directory: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = directory / f".{name}.partial"
+    """Whole or not at all, whichever of a run's processes come together here."""
+    partial = directory / f".{name}.{uuid.uuid4().hex}.partial"
     partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, directory / name)
+
+
+def phrase(metrics: Mapping[str, float]) -> str:
+    """`loss 0.1234, accuracy 98.61 %`."""
+    shares = ("accuracy", "top5")
+    return ", ".join(
+        f"{key} {100 * value:.2f} %" if key in shares else f"{key} {value:.4g}"
+        for key, value in metrics.items()
+    )

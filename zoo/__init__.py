@@ -48,6 +48,7 @@ def create(name: str, **options: Any) -> Any:
     registry.check_options(name, options)
     page = registry.page(name)
     variant = page.VARIANTS[name]
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     config = replace(variant.config, **options)
     registry.check_config(name, config)
     parts = {field: create(part) for field, part in variant.parts.items()}
@@ -119,13 +120,13 @@ def save(
     store.save(model, variables, Path(directory), format, card)
 
 
-def card(source: str | Path) -> Card:
+def card(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Card:
     """The card of a variant, or of a directory or hub id with weights."""
     from zoo.weights import hub, store
 
     if str(source) in registry.entries():
         return store.variant_card(str(source))
-    return store.read_card(hub.fetch(source))
+    return store.read_card(hub.fetch(source, revision=revision, token=token))
 
 
 def describe(name: str) -> str:

@@ -88,6 +88,11 @@ def entry(name: str) -> Entry:
     return known[name]
 
 
+def paper(page: str) -> str:
+    """The first line of a page's docstring."""
+    return next(entry.paper for entry in entries().values() if entry.page == page)
+
+
 def page(name: str) -> ModuleType:
     """The page (module) that lists the variant."""
     return importlib.import_module(f"zoo.models.{entry(name).page}")
@@ -110,6 +115,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             )
 
 
+SIZES = {int: "a positive whole number", tuple[int, ...]: "a tuple of positive whole numbers"}
+
+
 def check_config(name: str, config: Any) -> None:
     """Raises ValueError for a value that its field cannot have: none of a `Literal`'s choices, or a
     size that is no positive whole number."""
@@ -118,8 +126,10 @@ def check_config(name: str, config: Any) -> None:
         if get_origin(hint) is Literal and value not in choices:
             listed = ", ".join(map(repr, choices))
             raise ValueError(f"{name} has no {field}={value!r}; it is one of {listed}")
-        sizes = {int: (value,), tuple[int, ...]: value}.get(hint, ())
+        sizes = value if hint == tuple[int, ...] else (value,) if hint is int else ()
         if not isinstance(sizes, tuple) or any(type(n) is not int or n < 1 for n in sizes):
-            raise ValueError(f"{name} has no {field}={value!r}; sizes are positive whole numbers")
+            raise ValueError(f"{name} has no {field}={value!r}; it takes {SIZES[hint]}")
         if hint is bool and type(value) is not bool:
             raise ValueError(f"{name} has no {field}={value!r}; it is True or False")
+    if hasattr(config, "check"):  # what one page alone can know
+        config.check()

@@ -17,7 +17,7 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def rules(model: Any) -> Rules:
-    """The page's own rows (`PARTITION`); conventional names need none."""
+    """The page's own rows (`PARTITION`), none for most."""
     return getattr(registry.page_of(model), "PARTITION", ())
 
 
@@ -29,7 +29,7 @@ def shardings(shapes: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         for pattern, axes in rules:
             if re.search(rf"(^|/)({pattern})$", path):
                 return NamedSharding(mesh, PartitionSpec(*axes))
-        return NamedSharding(mesh, fsdp(leaf.shape, mesh.shape["fsdp"]))
+        return NamedSharding(mesh, fsdp(leaf.shape, mesh.shape.get("fsdp", 1)))
 
     return tree.map_named(place, shapes)
 

@@ -89,3 +89,24 @@ def cast(tree: Tree, dtype: Any, keep: Sequence[str] = ()) -> Tree:
 def count(tree: Tree) -> int:
     """The number of scalars in a tree of arrays or of `jax.ShapeDtypeStruct`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def stacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
+    """A loop's tree as that of a scan: per scope, `block_i` from `start` on become `blocks`."""
+    result = {k: stacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    names = [f"block_{i}" for i in range(start, len(tree)) if f"block_{i}" in tree]
+    if names:
+        blocks = [result.pop(name) for name in names]
+        result["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return result
+
+
+def unstacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
+    """The inverse of `stacked`."""
+    result = {k: unstacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    if "blocks" in result:
+        blocks = result.pop("blocks")
+        depth = jax.tree.leaves(blocks)[0].shape[0]
+        for i in range(depth):
+            result[f"block_{start + i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
+    return result

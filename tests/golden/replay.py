@@ -115,6 +115,7 @@ def check_evaluation(case: Case) -> dict[str, float]:
     assert hidden, f"{case.name} holds no hidden state"
     check(hidden, LAYER)
     outputs = {"logits": difference(logits, recorded["logits"])}
+    print(f"{case.name}: hidden states {max(hidden.values()):.0e}, logits {outputs['logits']:.0e}")
     check(outputs, MODEL)
     return hidden | outputs
 
@@ -152,6 +153,8 @@ def check_training(case: Case) -> dict[str, float]:
         "logits": difference(logits, recorded["logits"]),
         **{name: value for name, value in compared.items() if name not in moved},
     }
+    grads = max(value for name, value in others.items() if name not in ("loss", "logits"))
+    print(f"{case.name}: gradients {grads:.0e}, running statistics {max(moved.values()):.0e}")
     check(moved, LAYER)
     check(others, MODEL)
     return moved | others

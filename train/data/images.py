@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from train.config import ConfigError, Images
 from train.data import pipeline, sources
+from train.data.augment import CROP_RATIO
 from zoo.card import Preprocess
 
 
@@ -50,7 +51,8 @@ class Dataset:
     @property
     def preprocess(self) -> Preprocess:
         """The same for users of the trained weights."""
-        return Preprocess(size=self.shape[0], mean=self.cfg.mean, std=self.cfg.std)
+        crop = 1.0 if self.cfg.image_size is None else CROP_RATIO
+        return Preprocess(self.shape[0], crop, mean=self.cfg.mean, std=self.cfg.std)
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global training batch."""

@@ -26,6 +26,9 @@ class Classify(Task):
             if getattr(self, key) < 0:
                 raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be 0 or more")
 
+    def plain(self) -> Task:
+        return Classify()
+
     def build(self, setup: Setup) -> Any:
         # Imported here, because options are listed and checked without jax.
         import jax

@@ -11,29 +11,24 @@ he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 class Conv(nn.Module):
     """A k × k convolution [b, h, w, c] → [b, ⌈h / stride⌉, ⌈w / stride⌉, width] for odd k: pads
-    k // 2 on every side. No bias unless asked for: a norm follows."""
+    k // 2 on every side. No bias: a norm follows."""
 
     width: int
     kernel: int
     stride: int = 1
-    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         k, pad = self.kernel, self.kernel // 2
         kernel = self.param("kernel", he_fan_out, (k, k, x.shape[-1], self.width))
         x, kernel = promote_dtype(x, kernel)
-        y = jax.lax.conv_general_dilated(
+        return jax.lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.width,))
-            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
-        return y
 
 
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:

@@ -2,15 +2,14 @@
 
 The one place that knows how. A loop names its blocks `block_0`, `block_1`, …; a scan holds one tree
 `blocks` whose leaves have the depth as their first axis, and compiles once for all of them.
-`stacked` and `unstacked` turn one layout into the other, so that a checkpoint serves both.
+`zoo.tree.stacked` and `unstacked` turn one layout into the other, so that a checkpoint serves both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 Mode = Literal["loop", "scan"]
 
@@ -51,24 +50,3 @@ def stack(
     )
     x, _ = scan(block(name="blocks"), x, None)
     return x
-
-
-def stacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
-    """A loop's tree as that of a scan: per scope, `block_i` from `start` on become `blocks`."""
-    result = {k: stacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
-    names = [f"block_{i}" for i in range(start, len(tree)) if f"block_{i}" in tree]
-    if names:
-        blocks = [result.pop(name) for name in names]
-        result["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return result
-
-
-def unstacked(tree: Mapping[str, Any], start: int = 0) -> dict[str, Any]:
-    """The inverse of `stacked`."""
-    result = {k: unstacked(v, start) if isinstance(v, Mapping) else v for k, v in tree.items()}
-    if "blocks" in result:
-        blocks = result.pop("blocks")
-        depth = jax.tree.leaves(blocks)[0].shape[0]
-        for i in range(depth):
-            result[f"block_{start + i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
-    return result

@@ -7,7 +7,7 @@ A block learns what to add to its input, so that a hundred layers train as easil
 
 b batch · h w height, width · d channels. The CIFAR form keeps H × W in the stem and has 3 stages.
 Differs from the paper: a bottleneck strides in its 3×3 convolution, not in the first 1×1 ("v1.5",
-as all published weights do, and 0.5 % more accurate); the CIFAR form augments as each config says.
+as all published weights do, and 0.5 % more accurate); each block's last γ starts at zero.
 """
 
 from dataclasses import dataclass
@@ -41,11 +41,16 @@ class Config:
     in_channels: int = 3
     num_classes: int = 1000
 
-    def __post_init__(self) -> None:
-        if len(self.depths) != len(self.widths):
-            raise ValueError(
-                f"{len(self.depths)} depths, but {len(self.widths)} widths: give one each a stage"
-            )
+    def check(self) -> None:
+        """Raises ValueError for sizes that do not fit together."""
+        stages = len(self.depths), len(self.widths)
+        if stages[0] != stages[1]:
+            raise ValueError(f"depths for {stages[0]} stages, but widths for {stages[1]}")
+        if self.block == "bottleneck" and any(width % 4 for width in self.widths):
+            raise ValueError(f"widths {self.widths}: bottlenecks need multiples of 4")
+        steps = (self.stem_width, *self.widths)
+        if self.shortcut == "pad" and list(steps) != sorted(steps):
+            raise ValueError(f"stem and widths {steps}: padded shortcuts cannot grow narrower")
 
 
 class ResNet(nn.Module):
@@ -57,11 +62,12 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = global_average_pool(self.features(image, train=train)[-1])
-        return nn.Dense(self.config.num_classes, name="head")(x)
+        init = nn.initializers.lecun_normal()
+        return nn.Dense(self.config.num_classes, kernel_init=init, name="head")(x)
 
     @nn.compact
     def features(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        """The map that leaves each stage, finest first; the sides are H, W over `strides`."""
+        """The map that leaves each stage, finest first; the sides are ⌈H, W / strides⌉."""
         c = self.config
         if image.shape[-1] != c.in_channels:
             raise ValueError(

@@ -7,8 +7,8 @@ a signal passes a thousand layers unchanged.
                        the width → norm, ReLU → mean over h, w → logits [b, classes]
 
 b batch · h w height, width · d channels. The CIFAR form keeps H × W in the stem and has 3 stages.
-Differs from the paper: nothing. Where a block changes size or width its shortcut is a 1×1
-convolution of the pre-activated input, as in the authors' code and in timm.
+Differs from the paper: where a block changes size or width, which the paper leaves open, its
+shortcut is a 1×1 convolution of the pre-activated input, as in the authors' code and in timm.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,13 @@ class Config:
     in_channels: int = 3
     num_classes: int = 1000
 
-    def __post_init__(self) -> None:
-        if len(self.depths) != len(self.widths):
-            raise ValueError(
-                f"{len(self.depths)} depths, but {len(self.widths)} widths: give one each a stage"
-            )
+    def check(self) -> None:
+        """Raises ValueError for sizes that do not fit together."""
+        stages = len(self.depths), len(self.widths)
+        if stages[0] != stages[1]:
+            raise ValueError(f"depths for {stages[0]} stages, but widths for {stages[1]}")
+        if any(width % 4 for width in self.widths):
+            raise ValueError(f"widths {self.widths}: bottlenecks need multiples of 4")
 
 
 class ResNetV2(nn.Module):
@@ -56,11 +58,13 @@ class ResNetV2(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.features(image, train=train)[-1]
         x = nn.relu(BatchNorm(axis=self.axis, name="norm")(x, train=train))
-        return nn.Dense(self.config.num_classes, name="head")(global_average_pool(x))
+        init = nn.initializers.lecun_normal()
+        head = nn.Dense(self.config.num_classes, kernel_init=init, name="head")
+        return head(global_average_pool(x))
 
     @nn.compact
     def features(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        """The sum that leaves each stage, finest first; the sides are H, W over `strides`."""
+        """The sum that leaves each stage, finest first; the sides are ⌈H, W / strides⌉."""
         c = self.config
         if image.shape[-1] != c.in_channels:
             raise ValueError(

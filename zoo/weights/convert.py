@@ -51,7 +51,8 @@ class Format(NamedTuple):
     has. `ignored` are regexes of foreign names that hold nothing we keep. `config(tensors, facts)`
     gives our Config from the tensors' shapes and the parsed `config.json` ({} where there is none);
     `facts(config, card)` is its inverse, None where the format has no `config.json`.
-    `constants(rows)` are tensors that only the foreign side has and that an export writes.
+    `constants(rows)` are tensors that only the foreign side has and that an export writes. `lost`
+    names the fields of Config that the format does not hold and a model computes the same without.
     """
 
     rows: Callable[[Any], list[Row]]
@@ -60,6 +61,7 @@ class Format(NamedTuple):
     config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
     facts: Callable[[Any, Any], dict[str, Any]] | None = None
     constants: Callable[[Sequence[Row]], dict[str, np.ndarray]] = lambda rows: {}
+    lost: tuple[str, ...] = ("image_size", "zero_init", "layers", "remat")
 
 
 def conv(foreign: str, ours: str) -> Row:
@@ -93,6 +95,14 @@ def counters(rows: Sequence[Row]) -> dict[str, np.ndarray]:
         for row in rows
         if row.foreign.endswith(suffix)
     }
+
+
+def check_architecture(facts: Mapping[str, Any], known: str) -> None:
+    """Raises WeightsError where timm's `config.json` names another architecture than the regex
+    `known`: an anti-aliased ResNet has the very tensors of a plain one."""
+    found = facts.get("architecture")
+    if found is not None and not re.fullmatch(known, found):
+        raise WeightsError(f"config.json: architecture is {found!r}, only {known} is supported")
 
 
 def load(

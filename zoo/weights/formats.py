@@ -62,24 +62,31 @@ def read(path: Path) -> Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises WeightsError for a file that is not JSON."""
+    """Raises WeightsError for a file that is no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} holds {type(found).__name__}, not an object with keys")
+    return found
 
 
 def write(
-    directory: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, dict[str, Any]]
+    directory: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, dict[str, Any] | None]
 ) -> None:
-    """Writes `model.safetensors` and JSON files into a directory: all whole, or nothing changes."""
+    """Writes `model.safetensors` and JSON files into a directory, each file whole; nothing changes
+    if one of them cannot be written. A text that is None is removed: it spoke of other weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = {name: directory / f".{name}.partial" for name in (*texts, FILE)}
+    written = [name for name, content in texts.items() if content is not None]
+    partial = {name: directory / f".{name}.partial" for name in (*written, FILE)}
     arrays: Any = dict(tensors)  # NumPy arrays do as well as those of JAX
     try:
-        for name, content in texts.items():
-            partial[name].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name in written:
+            partial[name].write_text(json.dumps(texts[name], indent=2) + "\n", encoding="utf-8")
         save_file(arrays, str(partial[FILE]), metadata={"format": "pt"})
+        for name in texts.keys() - set(written):
+            (directory / name).unlink(missing_ok=True)
         for name, path in partial.items():
             os.replace(path, directory / name)
     finally:

@@ -5,8 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.models.resnet import Config
-from zoo.weights.convert import Format, Row, WeightsError, conv, counters, dense, norm
+from zoo.weights.convert import (
+    Format,
+    Row,
+    WeightsError,
+    check_architecture,
+    conv,
+    counters,
+    dense,
+    norm,
+)
 
+SCAN_START = 1  # a stage's first block stands alone
 MODEL_TYPES = ("resnet",)
 CONVS = {"basic": 2, "bottleneck": 3}
 
@@ -52,6 +62,8 @@ def torchvision(config: Config) -> list[Row]:
 def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     """From `config.json` of ResNetConfig; labels count the classes. Raises WeightsError for a
     field that this page does not have."""
+    if not facts:
+        raise WeightsError("these names need the config.json that belongs to them: put it beside")
     fixed = {
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
@@ -99,6 +111,7 @@ def hf_facts(config: Config, card: Any) -> dict[str, Any]:
 
 def torchvision_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     """From the names and shapes alone."""
+    check_architecture(facts, r"resnet\d+")
     last = "conv3" if "layer1.0.conv3.weight" in tensors else "conv2"
     depths, widths = [], []
     while f"layer{len(depths) + 1}.0.conv1.weight" in tensors:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.models.resnetv2 import Config
-from zoo.weights.convert import Format, Op, Row, conv, counters, norm
+from zoo.weights.convert import Format, Op, Row, check_architecture, conv, counters, norm
 
+SCAN_START = 1  # a stage's first block stands alone
 MODEL_TYPES = ()
 
 # timm classifies with a 1×1 convolution [classes, width, 1, 1].
@@ -31,6 +32,7 @@ def timm(config: Config) -> list[Row]:
 
 def timm_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     """From the names and shapes alone."""
+    check_architecture(facts, r"resnetv2_\d+")
     depths, widths = [], []
     while f"stages.{len(depths)}.blocks.0.conv3.weight" in tensors:
         stage = f"stages.{len(depths)}"

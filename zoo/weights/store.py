@@ -1,7 +1,7 @@
 """Whole checkpoints: which family and format a path holds, and how one is read and written."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import zoo
 from zoo import registry, tree
-from zoo.card import Card, Preprocess, from_hugging_face
+from zoo.card import Card, stated
 from zoo.weights import convert, formats
 from zoo.weights.convert import Format, Row, WeightsError
 
@@ -31,10 +31,9 @@ def load(path: Path) -> tuple[Any, dict[str, Any], Card]:
     tensors = formats.read(path)
     facts = _json(path, "config.json")
     page, format = _recognise(tensors, facts, path)
-    config = _config(format, tensors, facts, path)
-    model = _model(page, config)
+    model = _model(page, _config(page, format, tensors, facts, path))
     shapes = _shapes(model)
-    loaded = convert.load(tensors, format.rows(config), shapes, format.ignored)
+    loaded = convert.load(tensors, format.rows(model.config), shapes, format.ignored)
     variables = tree.unflatten({path: jnp.asarray(loaded[path]) for path in shapes})
     return model, variables, _card(path, page, model, facts)
 
@@ -47,25 +46,50 @@ def save(
     if format not in known:
         raise WeightsError(f"{page} has no format {format!r}; it has {', '.join(sorted(known))}")
     form = known[format]
-    shapes = _shapes(model)
-    rows = form.rows(model.config) if format != "flax" else _own_rows(shapes)
-    tensors = convert.save(tree.flatten(variables), rows, shapes) | form.constants(rows)
-    card = card or Card(page, asdict(model.config), preprocess=_preprocess(model.config))
-    texts = {"card.json": card.to_json()}
-    if form.facts is not None:
-        texts["config.json"] = form.facts(model.config, card)
-    formats.write(directory, tensors, texts)
+    card = card or Card(page, asdict(model.config), paper=registry.paper(page))
+    if format != "flax":
+        model, variables = _looped(page, model, variables)
+    rows = form.rows(model.config)
+    tensors = convert.save(tree.flatten(variables), rows, _shapes(model)) | form.constants(rows)
+    facts = form.facts(model.config, card) if form.facts is not None else None
+    _check_held(form, format, model.config, tensors, facts)
+    formats.write(directory, tensors, {"card.json": card.to_json(), "config.json": facts})
+
+
+def _looped(page: str, model: Any, variables: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The same model and variables with every layer under its own name, as others name them."""
+    if getattr(model.config, "layers", "loop") == "loop":
+        return model, variables
+    start = table(page).SCAN_START
+    loop = {name: tree.unstacked(leaves, start) for name, leaves in variables.items()}
+    return _model(page, replace(model.config, layers="loop")), loop
+
+
+def _check_held(
+    form: Format, name: str, config: Any, tensors: Mapping[str, Any], facts: Any
+) -> None:
+    """Raises WeightsError unless what would be written loads as the same model again."""
+    found, lost = asdict(form.config(tensors, facts or {})), form.lost if name != "flax" else ()
+    differ = [
+        f"{key} {value!r}, but would load as {found[key]!r}"
+        for key, value in asdict(config).items()
+        if key not in lost and found[key] != value
+    ]
+    if differ:
+        raise WeightsError(
+            f'format {name!r} cannot hold this model: {"; ".join(differ)}; save it with "flax"'
+        )
 
 
 def read_card(path: Path) -> Card:
     """The card beside weights; where there is none, what the repository's own files say."""
-    written = _json(path, "card.json")
-    return Card.from_json(written) if written else load(path)[2]
+    if written := _json(path, "card.json"):
+        return _from_json(written, path)
+    return load(path)[2]
 
 
 def variant_card(name: str) -> Card:
-    entry, model = registry.entry(name), zoo.create(name)
-    return Card(name, asdict(model.config), paper=entry.paper, preprocess=_preprocess(model.config))
+    return Card(name, asdict(zoo.create(name).config), paper=registry.entry(name).paper)
 
 
 def _recognise(
@@ -73,7 +97,7 @@ def _recognise(
 ) -> tuple[str, Format]:
     """By our own mark, by `model_type`, or by a name that only one format has."""
     if "flax_zoo" in facts:
-        page = facts["flax_zoo"]["page"]
+        page = dict(facts["flax_zoo"] or {}).get("page")
         if page not in families():
             raise WeightsError(f"{path}: written for page {page!r}, which this version has not")
         return page, _own(page)
@@ -91,16 +115,18 @@ def _recognise(
 
 
 def _config(
-    format: Format, tensors: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+    page: str, format: Format, tensors: Mapping[str, Any], facts: Mapping[str, Any], path: Path
 ) -> Any:
     try:
-        return format.config(tensors, facts)
-    except WeightsError:
-        raise
+        config = format.config(tensors, facts)
+        registry.check_config(page, config)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: the sizes of the model cannot be read from it: {type(error).__name__} {error}"
         ) from error
+    return config
 
 
 def _own(page: str) -> Format:
@@ -137,21 +163,26 @@ def _shapes(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     )
 
 
-def _preprocess(config: Any) -> Preprocess:
-    gray: Any = {"mean": (0.5,), "std": (0.5,)} if getattr(config, "in_channels", 3) == 1 else {}
-    return Preprocess(size=getattr(config, "image_size", 224), **gray)
-
-
 def _card(path: Path, page: str, model: Any, facts: Mapping[str, Any]) -> Card:
-    written = _json(path, "card.json")
-    if written:
+    if written := _json(path, "card.json"):
+        return _from_json(written, path)
+    try:
+        known = stated(facts, _json(path, "preprocessor_config.json"))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"{path}: config.json or preprocessor_config.json: {type(error).__name__} {error}"
+        ) from error
+    return Card(page, asdict(model.config), paper=registry.paper(page), source=str(path), **known)
+
+
+def _from_json(written: Mapping[str, Any], path: Path) -> Card:
+    try:
         return Card.from_json(written)
-    stated = from_hugging_face(facts, _json(path, "preprocessor_config.json")) if facts else {}
-    return Card(page, asdict(model.config), source=str(path), **stated)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: card.json: {error}; remove it or restore it") from error
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    if path.name == formats.FILE:  # the file itself was named, not its directory
-        path = path.parent
-    file = path / name
+    """`{}` where there is no such file in the directory, or beside the file that was named."""
+    file = (path.parent if path.is_file() else path) / name
     return formats.read_json(file) if file.is_file() else {}
