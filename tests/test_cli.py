@@ -196,7 +196,7 @@ def test_an_unknown_data_set_of_tfds_is_answered_with_the_nearest():
 def test_a_read_only_workdir_is_refused(tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert main(["resnet_digits", "--workdir", str(tmp_path)]) == 2
-    assert "Permission denied" in capsys.readouterr().err
+    assert "cannot be written: Permission denied" in capsys.readouterr().err
 
 
 def test_settings_may_change_until_there_is_a_checkpoint(tmp_path):

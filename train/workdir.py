@@ -65,7 +65,7 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         target = f"{directory} -> {directory.readlink()}" if directory.is_symlink() else directory
         raise ConfigError(
-            f"cannot write in {target}: {error.strerror}; "
+            f"--workdir {target} cannot be written: {error.strerror}; "
             "make it a directory that you may write, or choose another --workdir"
         ) from error
 
