@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import zoo
+from train.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -50,6 +51,12 @@ def test_the_wheel_alone_trains_a_config_by_name(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "done: test loss" in done.stdout
     assert (tmp_path / "runs" / "resnet_digits" / "model" / "model.safetensors").is_file()
+
+
+def test_without_the_trainers_packages_it_says_how_to_get_them(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)  # as if it were not installed
+    assert main(["resnet_digits"]) == 2
+    assert "pip install 'flax-zoo[train]'" in capsys.readouterr().err
 
 
 def test_pins_name_no_addresses_and_cover_what_is_required():

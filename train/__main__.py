@@ -53,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("zoo", "train"):
+            raise
+        print(f"error: {error}; the trainer needs: pip install 'flax-zoo[train]'", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped before the run began", file=sys.stderr)
         return 130
