@@ -265,7 +265,7 @@ def test_every_shipped_config_is_good_and_survives_json(name):
 def test_lists_and_whole_numbers_become_tuples_and_floats():
     loose: Any = Experiment(
         model=Model("resnet20", {"widths": [8, 8, 8]}),
-        optim=Optim(lr=1, decay=[".*kernel"]),  # type: ignore[arg-type]
+        optim=Optim(lr=1, decay=[".*kernel"]),
         task=Classify(),
     )
     strict = config.check(loose)

@@ -37,7 +37,9 @@ def test_cross_entropy_matches_a_loop_over_classes(smoothing):
 
 
 def test_the_gradient_is_softmax_minus_target():
-    total = lambda logits: losses.cross_entropy(logits, jnp.array(LABELS), 0.1).sum()  # noqa: E731
+    def total(logits):
+        return losses.cross_entropy(logits, jnp.array(LABELS), 0.1).sum()
+
     p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
     expected = p - (0.9 * np.eye(5)[LABELS] + 0.1 / 5)
     np.testing.assert_allclose(jax.grad(total)(jnp.array(LOGITS)), expected, atol=1e-6)
@@ -45,7 +47,10 @@ def test_the_gradient_is_softmax_minus_target():
 
 def test_a_masked_example_has_neither_loss_nor_gradient():
     mask = jnp.array([1, 0, 1, 1, 0.5, 0], jnp.float32)
-    call = lambda x: losses.cross_entropy(x, jnp.array(LABELS), mask=mask)  # noqa: E731
+
+    def call(x):
+        return losses.cross_entropy(x, jnp.array(LABELS), mask=mask)
+
     plain = losses.cross_entropy(jnp.array(LOGITS), jnp.array(LABELS))
     np.testing.assert_allclose(call(jnp.array(LOGITS)), plain * mask, rtol=1e-6)
     gradient = jax.grad(lambda x: call(x).sum())(jnp.array(LOGITS))
@@ -57,7 +62,10 @@ def test_a_masked_example_has_neither_loss_nor_gradient():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_loss_and_gradient_stay_finite_at_extreme_logits(dtype):
     logits = jnp.array([[3e4, -3e4, 0], [-jnp.inf, 1, 2]], dtype)
-    call = lambda x: losses.cross_entropy(x, jnp.array([1, 2]))  # noqa: E731
+
+    def call(x):
+        return losses.cross_entropy(x, jnp.array([1, 2]))
+
     assert call(logits).dtype == jnp.float32
     np.testing.assert_allclose(call(logits)[0], 6e4, rtol=1e-2)
     gradient = jax.grad(lambda x: call(x).sum())(logits)

@@ -23,7 +23,10 @@ PLAIN = Optim(schedule="constant", lr=0.1, weight_decay=0.0)
 
 def random_like(shapes, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def draw(shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
@@ -361,7 +364,9 @@ RATES = dict(adamw=0.1, sgd=0.1, lamb=0.1, lars=100.0, lion=0.05, adafactor=0.1,
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_every_optimizer_with_every_schedule_reduces_a_quadratic(name):
     params = random_like({"block_0": {"kernel": (3, 5), "bias": (5,)}, "head": {"kernel": (5, 2)}})
-    square = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+
+    def square(p):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
 
     for schedule, warmup in zip(schedules.SCHEDULES, itertools.cycle((0, 2)), strict=False):
         cfg = Optim(name, RATES[name], schedule, warmup, cycle=6, decay=(".*",), clip=100.0)
