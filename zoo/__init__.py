@@ -92,15 +92,28 @@ def init(model: Any, rng: Any, *, mesh: Any = None) -> Any:
     return jax.jit(fresh, out_shardings=placed)(rng)
 
 
-def load(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Any:
-    """`(model, variables)` from a directory, a .safetensors file or a hub id.
+def load(
+    source: str | Path,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Any:
+    """`(model, variables)` from a directory, a file of weights, a hub id or one of our tags.
 
-    The sizes come from `config.json` or from the tensors themselves, listed variant or not. Strict:
-    raises `zoo.weights.convert.WeightsError` with every difference, and loads nothing.
+    The sizes come from `config.json` or from the tensors themselves, listed variant or not.
+    num_classes: another head, newly initialised and logged; 0 leaves it out.
+    image_size: positions are resized to it, as the source of the weights resizes them.
+    dtype: of the floating parameters; None keeps the file's.
+    Strict: raises `zoo.weights.convert.WeightsError` with every difference, and loads nothing.
     """
     from zoo.weights import hub, store
 
-    model, variables, _ = store.load(hub.fetch(source, revision=revision, token=token))
+    path = hub.fetch(source, revision=revision, token=token)
+    sizes = {"num_classes": num_classes, "image_size": image_size}
+    model, variables, _ = store.load(path, dtype=dtype, **sizes)
     return model, variables
 
 

@@ -7,12 +7,14 @@ docstring begins with the paper, so that listing and checking names need neither
 import ast
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from zoo.spec import Count, Size
 
 MODELS = Path(__file__).parent / "models"
 
@@ -115,21 +117,45 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             )
 
 
-SIZES = {int: "a positive whole number", tuple[int, ...]: "a tuple of positive whole numbers"}
-
-
 def check_config(name: str, config: Any) -> None:
     """Raises ValueError for a value that its field cannot have: none of a `Literal`'s choices, or a
     size that is no positive whole number."""
-    for field, hint in get_type_hints(type(config)).items():
-        value, choices = getattr(config, field), get_args(hint)
-        if get_origin(hint) is Literal and value not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise ValueError(f"{name} has no {field}={value!r}; it is one of {listed}")
-        sizes = value if hint == tuple[int, ...] else (value,) if hint is int else ()
-        if not isinstance(sizes, tuple) or any(type(n) is not int or n < 1 for n in sizes):
-            raise ValueError(f"{name} has no {field}={value!r}; it takes {SIZES[hint]}")
-        if hint is bool and type(value) is not bool:
-            raise ValueError(f"{name} has no {field}={value!r}; it is True or False")
+    for field, hint in get_type_hints(type(config), include_extras=True).items():
+        value, (wanted, holds) = getattr(config, field), _claim(hint)
+        if not holds(value):
+            raise ValueError(f"{name} has no {field}={value!r}; it {wanted}")
     if hasattr(config, "check"):  # what one page alone can know
         config.check()
+
+
+def _claim(hint: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What a field of this type can be, in words and as a test; anything, for types not listed."""
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return f"is one of {', '.join(map(repr, choices))}", lambda value: value in choices
+    return CLAIMS.get(hint, ("", lambda value: True))
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _all_positive(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_positive, value))
+
+
+CLAIMS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("takes a positive whole number", _positive),
+    Count: ("takes a whole number, 0 or more", _not_negative),
+    tuple[int, ...]: ("takes a tuple of positive whole numbers", _all_positive),
+    Size: (
+        "takes a positive whole number or two, (height, width)",
+        lambda value: _positive(value) or (_all_positive(value) and len(value) == 2),
+    ),
+    bool: ("is True or False", lambda value: type(value) is bool),
+    float: ("takes a number", lambda value: type(value) in (int, float)),
+}

@@ -1,20 +1,26 @@
 """Whole checkpoints: which family and format a path holds, and how one is read and written."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import zoo
 from zoo import registry, tree
 from zoo.card import Card, stated
 from zoo.weights import convert, formats
 from zoo.weights.convert import Format, Row, WeightsError
+
+logger = logging.getLogger("zoo")
 
 
 def families() -> list[str]:
@@ -26,16 +32,115 @@ def table(page: str) -> ModuleType:
     return import_module(f"zoo.weights.{page}")
 
 
-def load(path: Path) -> tuple[Any, dict[str, Any], Card]:
-    """`(model, variables, card)`. Raises WeightsError for what is unknown or differs."""
-    tensors = formats.read(path)
+class Held(NamedTuple):
+    """What a path holds, before any tensor is read."""
+
+    tensors: Mapping[str, Any]
+    page: str
+    format: Format
+    config: Any
+    card: Card
+
+
+def inspect(path: Path) -> Held:
+    """Raises WeightsError for what is unknown."""
+    tensors: Mapping[str, Any] = formats.read(path)
     facts = _json(path, "config.json")
     page, format = _recognise(tensors, facts, path)
-    model = _model(page, _config(page, format, tensors, facts, path))
-    shapes = _shapes(model)
-    loaded = convert.load(tensors, format.rows(model.config), shapes, format.ignored)
-    variables = tree.unflatten({path: jnp.asarray(loaded[path]) for path in shapes})
-    return model, variables, _card(path, page, model, facts)
+    tensors = _prefixed(tensors, format)
+    config = _config(page, format, tensors, facts, path)
+    return Held(tensors, page, format, config, _card(path, page, config, facts))
+
+
+def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str, Any], Card]:
+    """`(model, variables, card)`. Raises WeightsError for what is unknown or differs.
+
+    dtype: of the floating parameters; statistics are float32 then. None: both as in the file.
+    sizes: fields of the Config that shall differ from the file, None for those that shall not.
+    Leaves that depend on `image_size` are resized by the page; others are new, and logged.
+    """
+    dtype, held = _floating(dtype), inspect(path)
+    page = held.page
+    model = _model(page, _resized(page, held.config, sizes, path))
+    shapes, found = _shapes(page, model.config), _shapes(page, held.config)
+    changed = [p for p in shapes if p not in found or found[p].shape != shapes[p].shape]
+
+    def put(path: str, array: np.ndarray) -> Any:
+        return array if path in changed else jnp.asarray(_cast(page, path, array, dtype))
+
+    rows = held.format.rows(held.config)
+    loaded = convert.load(held.tensors, rows, found, held.format.ignored, put)
+    for leaf in changed:
+        loaded[leaf] = _resize(page, leaf, loaded.get(leaf), held.config, model.config)
+    fresh = [leaf for leaf in changed if loaded[leaf] is None]
+    loaded |= _fresh(model, fresh)
+    loaded |= {leaf: _cast(page, leaf, loaded[leaf], dtype) for leaf in changed}
+    for leaf in fresh:
+        old = f"instead of {found[leaf].shape}" if leaf in found else "not in the file"
+        logger.warning("%s: new, %s %s", leaf, shapes[leaf].shape, old)
+    card = replace(held.card, config=asdict(model.config))
+    if sizes.get("num_classes") not in (None, getattr(held.config, "num_classes", None)):
+        card = replace(card, labels=())
+    return model, tree.unflatten({path: loaded[path] for path in shapes}), card
+
+
+def _resized(page: str, held: Any, sizes: Mapping[str, Any], path: Path) -> Any:
+    """The Config of the file with what was asked for."""
+    asked = {key: value for key, value in sizes.items() if value is not None}
+    known = {field.name for field in fields(held)}
+    for key in asked:
+        if key not in known:
+            raise WeightsError(f"{path}: {page} has no {key} that could be changed on loading")
+    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()}
+    wanted = replace(held, **asked)
+    try:
+        registry.check_config(page, wanted)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return wanted
+
+
+def _resize(page: str, path: str, leaf: Any, held: Any, wanted: Any) -> Any:
+    """A leaf of the file for another `image_size`; None where that is not why it differs."""
+    resize: Callable[..., Any] | None = getattr(_page(page), "resize", None)
+    if leaf is None or resize is None or held.image_size == wanted.image_size:
+        return None
+    found = resize(path.partition("/")[2], leaf, held, wanted)
+    shape = _shapes(page, wanted)[path].shape
+    return found if found.shape == shape else None
+
+
+def _fresh(model: Any, paths: list[str]) -> dict[str, Any]:
+    """Those leaves of a fresh initialisation, always the same; XLA leaves out the others."""
+    if not paths:
+        return {}
+
+    def init(rng: jax.Array, inputs: Any) -> dict[str, Any]:
+        leaves = tree.flatten(model.init(rng, **inputs))
+        return {path: leaves[path] for path in paths}
+
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zoo.example(model))
+    return jax.jit(init)(jax.random.key(0), inputs)
+
+
+def _cast(page: str, path: str, leaf: Any, dtype: Any) -> Any:
+    """Parameters as `dtype`, but those that the page keeps, and all else that floats as float32."""
+    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    scope, _, name = path.partition("/")
+    keep = getattr(_page(page), "KEEP_FLOAT32", ())
+    kept = scope != "params" or any(re.fullmatch(pattern, name) for pattern in keep)
+    return leaf.astype(jnp.float32 if kept else dtype)
+
+
+def _floating(dtype: Any) -> Any:
+    """Raises WeightsError for what is not the dtype of floating numbers, or None."""
+    try:
+        if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return dtype
+    except TypeError:
+        pass
+    raise WeightsError(f"dtype is {dtype!r}: give a floating one, such as float32 or bfloat16")
 
 
 def save(
@@ -50,10 +155,12 @@ def save(
     if format != "flax":
         model, variables = _looped(page, model, variables)
     rows = form.rows(model.config)
-    tensors = convert.save(tree.flatten(variables), rows, _shapes(model)) | form.constants(rows)
+    shapes = _shapes(page, model.config)
+    tensors = convert.save(tree.flatten(variables), rows, shapes) | form.constants(rows)
     facts = form.facts(model.config, card) if form.facts is not None else None
     _check_held(form, format, model.config, tensors, facts)
-    formats.write(directory, tensors, {"card.json": card.to_json(), "config.json": facts})
+    texts = {"card.json": card.to_json(), "config.json": facts}
+    formats.write(directory, tensors, texts)  # FILE
 
 
 def _looped(page: str, model: Any, variables: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -69,7 +176,8 @@ def _check_held(
     form: Format, name: str, config: Any, tensors: Mapping[str, Any], facts: Any
 ) -> None:
     """Raises WeightsError unless what would be written loads as the same model again."""
-    found, lost = asdict(form.config(tensors, facts or {})), form.lost if name != "flax" else ()
+    found = asdict(form.config(convert.specs(tensors), facts or {}))
+    lost = form.lost if name != "flax" else ()
     differ = [
         f"{key} {value!r}, but would load as {found[key]!r}"
         for key, value in asdict(config).items()
@@ -85,7 +193,7 @@ def read_card(path: Path) -> Card:
     """The card beside weights; where there is none, what the repository's own files say."""
     if written := _json(path, "card.json"):
         return _from_json(written, path)
-    return load(path)[2]
+    return inspect(path).card
 
 
 def variant_card(name: str) -> Card:
@@ -106,7 +214,7 @@ def _recognise(
         if kind is not None and kind not in table(page).MODEL_TYPES:
             continue
         for format in table(page).FORMATS.values():
-            if format.marker in tensors:
+            if next(_prefixes(tensors, format), None) is not None:
                 return page, format
     raise WeightsError(
         f"{path}: neither config.json (model_type {kind!r}) nor the names of "
@@ -114,11 +222,45 @@ def _recognise(
     )
 
 
+def _prefixes(tensors: Mapping[str, Any], format: Format) -> Iterator[str]:
+    """What has to stand in front of the file's names to make them the format's: "" if nothing;
+    nothing at all for a file of another format."""
+    if any(name in tensors for name in format.absent):
+        return
+    for marker in convert.names(format.marker):
+        for prefix in ("", *convert.names(format.prefix)):
+            if marker.startswith(prefix) and marker.removeprefix(prefix) in tensors:
+                yield prefix
+
+
+def _prefixed(tensors: Mapping[str, Any], format: Format) -> Mapping[str, Any]:
+    prefix = next(_prefixes(tensors, format), "")
+    return Renamed(tensors, prefix) if prefix else tensors
+
+
+class Renamed(Mapping[str, Any]):
+    """The tensors of a base model that was saved alone, under the names that they have in a whole
+    one."""
+
+    def __init__(self, tensors: Mapping[str, Any], prefix: str):
+        self._tensors, self._prefix = tensors, prefix
+        self.specs = {prefix + name: spec for name, spec in convert.specs(tensors).items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._tensors[name.removeprefix(self._prefix)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
 def _config(
     page: str, format: Format, tensors: Mapping[str, Any], facts: Mapping[str, Any], path: Path
 ) -> Any:
     try:
-        config = format.config(tensors, facts)
+        config = format.config(convert.specs(tensors), facts)
         registry.check_config(page, config)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -135,35 +277,43 @@ def _own(page: str) -> Format:
     def config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
         fields = facts["flax_zoo"]["config"]
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return import_module(f"zoo.models.{page}").Config(**tuples)
+        return _page(page).Config(**tuples)
 
     def facts(config: Any, card: Card) -> dict[str, Any]:
         return {"flax_zoo": {"page": page, "config": asdict(config), "version": zoo.__version__}}
 
     def rows(config: Any) -> list[Row]:
-        return _own_rows(_shapes(_model(page, config)))
+        return [Row(path, path) for path in _shapes(page, config)]
 
-    return Format(rows, marker="", ignored=(), config=config, facts=facts)
+    return Format(rows, marker=(), ignored=(), config=config, facts=facts)
 
 
-def _own_rows(shapes: Mapping[str, Any]) -> list[Row]:
-    return [Row(path, path) for path in shapes]
+def _page(page: str) -> ModuleType:
+    return import_module(f"zoo.models.{page}")
 
 
 def _model(page: str, config: Any) -> Any:
-    return zoo.module_class(import_module(f"zoo.models.{page}"))(config)
+    return zoo.module_class(_page(page))(config)
 
 
-def _shapes(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path → shape of every variable, by abstract initialisation."""
-    return tree.flatten(
-        jax.eval_shape(
-            lambda rng, inputs: model.init(rng, **inputs), jax.random.key(0), zoo.example(model)
-        )
-    )
+@cache
+def _shapes(page: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path → shape of every variable, by abstract initialisation. A loop's are found as a scan's,
+    which is traced once for all layers."""
+    looped = getattr(config, "layers", None) == "loop"
+    model = _model(page, replace(config, layers="scan") if looped else config)
+
+    def init(rng: jax.Array, inputs: Any) -> Any:
+        variables = model.init(rng, **inputs)
+        if not looped:
+            return variables
+        start = table(page).SCAN_START
+        return {name: tree.unstacked(leaves, start) for name, leaves in variables.items()}
+
+    return tree.flatten(jax.eval_shape(init, jax.random.key(0), zoo.example(model)))
 
 
-def _card(path: Path, page: str, model: Any, facts: Mapping[str, Any]) -> Card:
+def _card(path: Path, page: str, config: Any, facts: Mapping[str, Any]) -> Card:
     if written := _json(path, "card.json"):
         return _from_json(written, path)
     try:
@@ -172,7 +322,7 @@ def _card(path: Path, page: str, model: Any, facts: Mapping[str, Any]) -> Card:
         raise WeightsError(
             f"{path}: config.json or preprocessor_config.json: {type(error).__name__} {error}"
         ) from error
-    return Card(page, asdict(model.config), paper=registry.paper(page), source=str(path), **known)
+    return Card(page, asdict(config), paper=registry.paper(page), source=str(path), **known)
 
 
 def _from_json(written: Mapping[str, Any], path: Path) -> Card:
