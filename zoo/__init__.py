@@ -142,23 +142,27 @@ def card(source: str | Path, *, revision: str | None = None, token: str | None =
     return store.read_card(hub.fetch(source, revision=revision, token=token))
 
 
-def describe(name: str) -> str:
-    """A variant in a screenful: paper, data flow, options, inputs, and its parts with counts."""
-    entry = registry.entry(name)
+def describe(model: Any) -> str:
+    """A variant by its name, or a model that was created or loaded, in a screenful: paper, data
+    flow, options, inputs, and its parts with counts."""
     import inspect
+    from dataclasses import fields
 
     import jax
 
     from zoo import tree
 
-    page, model = registry.page(name), create(name)
+    title = model if isinstance(model, str) else type(model).__name__
+    model = create(model) if isinstance(model, str) else model
+    inputs = example(model)
     shapes = jax.eval_shape(
-        lambda rng, inputs: model.init(rng, **inputs), jax.random.key(0), example(model)
+        lambda rng, inputs: model.init(rng, **inputs), jax.random.key(0), inputs
     )
-    lines = [inspect.getdoc(page) or "", "", f"{name}: {entry.params:,} parameters", ""]
-    lines += [f"  {key} = {getattr(model.config, key)!r}" for key in entry.fields]
-    inputs = ", ".join(f"{k} {list(v.shape)} {v.dtype}" for k, v in example(model).items())
-    lines += ["", f"takes {inputs}", ""]
+    lines = [inspect.getdoc(registry.page_of(model)) or "", ""]
+    lines += [f"{title}: {tree.count(shapes['params']):,} parameters", ""]
+    lines += [f"  {f.name} = {getattr(model.config, f.name)!r}" for f in fields(model.config)]
+    taken = ", ".join(f"{key} {list(x.shape)} {x.dtype}" for key, x in inputs.items())
+    lines += ["", f"takes {taken}", ""]
     for part, subtree in shapes["params"].items():
         lines.append(f"  {part:<12} {tree.count(subtree):>12,}")
     return "\n".join(lines)
