@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train import loop, serialise, workdir
-from train.config import Checkpoint, Experiment, Images
+from train.config import Checkpoint, Experiment, Images, Init
 from train.state import State
 from zoo import registry, tree
 
@@ -25,6 +25,7 @@ def shrunk(cfg: Experiment) -> Experiment:
     return dataclasses.replace(
         cfg,
         model=dataclasses.replace(cfg.model, options=cfg.model.options | options),
+        init=Init(),  # weights of other sizes
         data=embedded(cfg.data) if isinstance(cfg.data, Images) else cfg.data,
         optim=dataclasses.replace(cfg.optim, warmup=min(cfg.optim.warmup, 1)),
         checkpoint=Checkpoint(every=1),

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from train import serialise, workdir
-from train.config import ConfigError, Experiment, check
+from train.config import ConfigError, Experiment, Init, check
 
 USAGE = """usage: python -m train CONFIG [--workdir DIR] [--section.key VALUE …]
 
@@ -19,6 +19,7 @@ CONFIG is a name below, a Python file with experiment(), a config.json or a work
 Every field of the experiment is an option: `python -m train CONFIG --help` lists them, and
 --model.options takes JSON, such as '{{"zero_init": false}}'.
   --workdir DIR          where the run lives (runs/CONFIG)
+  --init.from SOURCE     begin with weights: a path, a hub id or a tag, as zoo.load takes them
   --print-config         show the experiment as JSON, and stop
   --overfit-one-batch    sanity check: can the model learn one batch?
   --accept-changes       go on in a workdir with another configuration
@@ -81,18 +82,27 @@ def parse(source: str, arguments: list[str]) -> tuple[Experiment, Options]:
     ) -> tuple[Experiment, Options]:
         return experiment, options
 
-    with json_options():
+    with constructors():
         return tyro.cli(together, prog=f"python -m train {source}", args=arguments)
 
 
-def json_options() -> Any:
-    """Within it tyro reads a dict as JSON: otherwise an empty one could not be changed."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+def constructors() -> Any:
+    """Within it tyro reads a dict as JSON, otherwise an empty one could not be changed, and calls
+    the source of `Init` --init.from."""
+    from tyro.conf import arg
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        PrimitiveTypeInfo,
+        StructConstructorSpec,
+        StructFieldSpec,
+        StructTypeInfo,
+    )
 
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    def options(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         if info.type != dict[str, Any]:
             return None
         return PrimitiveConstructorSpec(
@@ -103,12 +113,26 @@ def json_options() -> Any:
             str_from_instance=lambda value: [json.dumps(value)],
         )
 
+    @registry.struct_rule
+    def init(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type is not Init:
+            return None
+        source = Annotated[str | None, arg(name="from", help="path, hub id or tag of weights")]
+        hints = get_type_hints(Init) | {"source": source}
+        known = [
+            StructFieldSpec(field.name, hints[field.name], getattr(info.default, field.name))
+            for field in fields(Init)
+        ]
+        return StructConstructorSpec(Init, tuple(known))
+
     return registry
 
 
 def run(experiment: Experiment, options: Options) -> int:
     """Imports jax only now: all that can be wrong without it has been checked."""
     directory = options.workdir
+    if options.overfit_one_batch or workdir.newest_step(directory) is None:
+        experiment.init.check()
     if not options.overfit_one_batch:
         workdir.claim(directory, experiment, accept_changes=options.accept_changes)
         if result := workdir.result(directory):

@@ -7,6 +7,7 @@ overrides its fields by name (`--optim.lr 3e-4`), and `config.json` in a workdir
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from zoo import registry
@@ -25,10 +26,43 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Init:
+    """Weights that a new run begins with instead of random ones: see train.pretrained.
+
+    `source` is `--init.from` on the command line, a word that no field of Python's can have.
+    """
+
+    source: str | None = None  # a path, a hub id or a tag, as zoo.load takes them
+    revision: str | None = None  # of a hub id: a branch, tag or commit
+
+    def check(self) -> None:
+        """Raises ConfigError for a path that is not there, or that holds a run and no weights.
+
+        Not a part of `check(experiment)`: a run that goes on no longer needs what it began with.
+        """
+        if self.source is None:
+            return
+        path = Path(self.source).expanduser()
+        if (path / "model").is_dir() and (path / "checkpoints").is_dir():
+            raise ConfigError(
+                f"--init.from {self.source} is the workdir of a run; its weights are in "
+                f"{path / 'model'}"
+            )
+        # owner/name and owner/name/file may be on the hub.
+        inside = len(path.parts) > 2 and Path(path.parts[0]).is_dir()
+        local = path.is_absolute() or self.source.startswith(".") or inside
+        if local and not path.exists():
+            raise ConfigError(
+                f"--init.from {self.source}: there is no such file or directory; give a path with "
+                "weights, a hub id such as facebook/dinov2-small, or a tag of the zoo"
+            )
+
+
+@dataclass(frozen=True)
 class Data:
     """What every source of data needs; a kind of data adds its fields in a subclass."""
 
-    source: str = "digits"  # digits | tfds:NAME | folder:PATH
+    source: str = "digits"  # digits | glyphs | tfds:NAME | folder:PATH
     data_dir: str | None = None  # where tfds keeps its data sets; None: its default
     batch_size: int = 128  # examples per step, over all devices and processes
     holdout: float = 0.1  # share of train cut off for validation, where the source has none
@@ -152,6 +186,7 @@ class Experiment:
     """One run, complete: what `config.json` holds."""
 
     model: Model = Model()
+    init: Init = Init()
     data: Data = Images()
     task: Task = Task()
     optim: Optim = Optim()
@@ -226,6 +261,8 @@ def check(experiment: Experiment) -> Experiment:
     check_sizes(flat)
     check_patterns(experiment.optim)
     check_model(experiment.model)
+    if experiment.init.revision is not None and experiment.init.source is None:
+        raise ConfigError("init.revision is given, but not --init.from, what it is a revision of")
     experiment.data.check()
     experiment.task.check()
     return experiment

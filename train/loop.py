@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 import zoo
-from train import log, parallel, workdir
+from train import log, parallel, pretrained, workdir
 from train.checkpoint import Checkpoints
 from train.config import ConfigError, Experiment, Setup
 from train.data.pipeline import background, prefetch
@@ -118,9 +118,14 @@ def start(run: Run, saved: Checkpoints) -> tuple[State, int, Any, bool]:
     or of a new run."""
     found = saved.restore(run.abstract)
     if found is None:
-        return run.first(), 0, None, False
+        return begin(run), 0, None, False
     log.say(f"resuming from step {found.step} of {run.cfg.steps}")
     return found.state, found.step, found.data, bool(found.metrics)
+
+
+def begin(run: Run) -> State:
+    """The state before the first step: random, or with the weights of `init`."""
+    return pretrained.start(run.cfg.init, run.first(), run.task)
 
 
 def evaluation_due(cfg: Experiment, step: int) -> bool:
@@ -212,7 +217,7 @@ def overfit(cfg: Experiment, steps: int = 200) -> bool:
     run = prepare(replace(cfg, task=cfg.task.plain()))
     with closing(run.data.train()) as stream:
         batch = run.put(next(stream))
-    state, losses = run.first(), []
+    state, losses = begin(run), []
     for step in range(1, min(steps, cfg.steps) + 1):
         state, metrics = run.update(state, batch)
         losses.append(float(metrics["loss"]))

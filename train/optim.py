@@ -197,7 +197,8 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 STACKED = re.compile(r"(.*/)?blocks/.*")
 OUTER = re.compile(r"(.*/)?(stem|embed|head)\w*/.*")  # the first and the last parameters
-TOP = re.compile(r"(head|norm|pool)\w*(/.*)?")  # those of a trunk that follow its last layer
+# Those of a trunk that follow its last layer.
+TOP = re.compile(r"(head|norm|pool|representation)\w*(/.*)?")
 LAYER = re.compile(
     r"(?P<trunk>([^/]+/)*?)"
     r"(?P<layer>(stage|layer|block)_?\d+(/((layer|block)_?\d+|blocks))?|blocks)/.*"
@@ -224,8 +225,8 @@ def layer_rates(params: Tree, decay: float) -> Tree:
     and positions (Bao et al., 2106.08254). A layer is a scope `stage1/block_0`, `block_0` or
     `layer_0`, or one of those in a scan's `blocks`. Layers are ordered by name, numbers as numbers,
     within their trunk: what precedes them in the path, such as `text/` and `image/` where there are
-    two towers. Outside of the layers, `head…`, `norm…` and `pool…` are a trunk's top and all else
-    is its bottom; what is in no trunk keeps its rate.
+    two towers. Outside of the layers, what TOP matches (`head…`, `norm…`) is a trunk's top and all
+    else is its bottom; what is in no trunk keeps its rate.
 
     A leaf is a float, or for a scan an array [depth, 1, …] that broadcasts to the parameter.
     Raises ConfigError where no path has a layer.

@@ -33,6 +33,12 @@ def create(cfg: Model, facts: Mapping[str, Any]) -> Any:
         raise ConfigError(f"model.options: {error}") from error
 
 
+def over(model: nn.Module, axis: str | None) -> nn.Module:
+    """The model with the statistics of batches taken over that mapped axis; as it is where it has
+    none."""
+    return model.clone(axis=axis) if hasattr(model, "axis") else model
+
+
 def build(
     setup: Setup,
     model: nn.Module,
@@ -96,6 +102,6 @@ def build(
         evaluate=evaluation.evaluator(judged, metric, draw),
         best=best,
         rules=sharding.rules(model),
-        model=model.clone(axis=None),
+        model=over(model, None),
         card=card,
     )

@@ -1,12 +1,17 @@
-"""`python -m zoo list [PATTERN]`, `python -m zoo describe MODEL` and `python -m zoo table`."""
+"""`python -m zoo list [PATTERN]`, `describe MODEL`, `predict MODEL IMAGE…` and `table`."""
 
 import argparse
+import io
 import os
 import re
+import shutil
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import zoo
 from zoo import registry
+from zoo.card import Preprocess
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,17 +23,32 @@ def main(arguments: list[str] | None = None) -> int:
     describing = commands.add_parser("describe", help="one variant: data flow, options, counts")
     describing.add_argument("model")
     describing.set_defaults(run=lambda options: zoo.describe(options.model))
+    predicting = commands.add_parser("predict", help="what pictures show, as a model sees them")
+    predicting.add_argument("model", help="a directory or file with weights, a tag or a hub id")
+    predicting.add_argument("images", nargs="+", metavar="IMAGE")
+    predicting.add_argument("--top", type=_positive, default=5, help="classes of each (default 5)")
+    predicting.add_argument("--revision", help="a branch, tag or commit of the repository")
+    predicting.add_argument("--token", help="of an account of the hub that may read it")
+    predicting.set_defaults(run=predict)
     tabling = commands.add_parser("table", help="the Markdown table of the README")
     tabling.set_defaults(run=lambda options: table())
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where a console lacks a character
     try:
         print(options.run(options), flush=True)
     except BrokenPipeError:  # `| head` has what it wanted; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except zoo.UnknownModel as error:
+    except (ValueError, OSError) as error:  # UnknownModel, WeightsError, Unreadable among them
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
 
 
 def show_list(pattern: str) -> str:
@@ -47,6 +67,69 @@ def table() -> str:
         paper = re.sub(r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", row.paper)
         rows.append(f"| `{row.name}` | {row.params:,} | {paper} |")
     return "\n".join(rows)
+
+
+# What pictures show.
+
+
+def predict(options: argparse.Namespace) -> str:
+    """For each picture its likeliest classes, with their probabilities and bars."""
+    if missing := [path for path in options.images if not os.path.isfile(path)]:
+        raise ValueError(f"there is no picture {', '.join(missing)}")
+    import jax
+    import numpy as np
+
+    from zoo.preprocess import prepare
+    from zoo.weights import hub, store
+
+    path = hub.fetch(options.model, revision=options.revision, token=options.token)
+    model, variables, card = store.load(path)
+    preprocess = _usable(options.model, model, card)
+    images = prepare(options.images, preprocess, channels=model.config.in_channels)
+    probabilities = jax.jit(lambda image: jax.nn.softmax(model.apply(variables, image)))
+    charts = [
+        chart(np.asarray(probabilities(image[None])[0]), card.labels, options.top)
+        for image in images
+    ]
+    return "\n\n".join(
+        f"{path}\n{drawn}" for path, drawn in zip(options.images, charts, strict=True)
+    )
+
+
+def _usable(source: str, model: Any, card: zoo.Card) -> Preprocess:
+    """The card's preprocessing. Raises ValueError where there is none, or no head."""
+    if not getattr(model.config, "num_classes", 0):
+        raise ValueError(
+            f"{source} has no head: it gives features, not classes; fine-tune it with "
+            "num_classes=, or pass weights that were trained to classify"
+        )
+    if card.preprocess is None:
+        notes = "; ".join(card.notes) or "no preprocessing stated beside its weights"
+        raise ValueError(
+            f"{source}: {notes}; write it into its card (a Preprocess of zoo.card) and save the "
+            "model with zoo.save(…, card=), or use zoo.preprocess.prepare"
+        )
+    return card.preprocess
+
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def chart(probabilities: Any, labels: Sequence[str], top: int) -> str:
+    """A line for each of the `top` classes of [classes], as wide as the terminal (80 without one):
+    label, probability and a bar. A class without a name is called by its number."""
+    order = (-probabilities).argsort(kind="stable")[:top]
+    named = len(labels) == len(probabilities)
+    names = [str(labels[i]) if named else f"class {i}" for i in order]
+    free = max(shutil.get_terminal_size((80, 24)).columns - 12, 8)  # beside numbers and gaps
+    widest = min(max(map(len, names)), free // 2)
+    space = free - widest
+    lines = []
+    for name, share in zip(names, probabilities[order].tolist(), strict=True):
+        name = name if len(name) <= widest else name[: widest - 1] + "…"
+        full, rest = divmod(round(8 * space * share), 8)
+        lines.append(f"  {name:<{widest}}  {share:6.1%}  {'█' * full}{EIGHTHS[rest]}".rstrip())
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def fill(name: str, shape: Shape) -> np.ndarray:
 
     The first row of `KINDS` that matches the whole name decides; else a vector is the scale of a
     norm, N(1, 0.1), and anything else a kernel [out, in, …], N(0, 1 / √fan-in) with the fan-in
-    taken over all axes but the first. N(mean, standard deviation) throughout.
+    taken over all axes but the first (but the last in Flax's layout). N(mean, standard deviation)
+    throughout.
     """
     default = scale if len(shape) == 1 else kernel
     draw = next((draw for pattern, draw in KINDS if re.fullmatch(pattern, name)), default)
@@ -32,6 +33,11 @@ def image(case: str, shape: Shape) -> np.ndarray:
     return _normal(_generator("input" + case), shape)
 
 
+def mask(case: str, shape: Shape) -> np.ndarray:
+    """Which patches of a case are hidden: bool, about four in ten."""
+    return _generator("mask" + case).random(shape) < 0.4
+
+
 def labels(case: str, count: int, classes: int) -> np.ndarray:
     """The labels of a case: int64 [count] in [0, classes)."""
     return _generator("labels" + case).integers(classes, size=count)
@@ -39,6 +45,10 @@ def labels(case: str, count: int, classes: int) -> np.ndarray:
 
 def kernel(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return _normal(rng, shape) / np.sqrt(np.float32(math.prod(shape[1:])))
+
+
+def linen_kernel(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    return _normal(rng, shape) / np.sqrt(np.float32(math.prod(shape[:-1])))
 
 
 def scale(rng: np.random.Generator, shape: Shape) -> np.ndarray:
@@ -62,12 +72,18 @@ def zero(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.zeros(shape, np.int64)
 
 
-KINDS: tuple[tuple[str, Draw], ...] = (  # of torch names, and of Caffe2's in ONNX graphs: *_0
+# Of torch names, of Caffe2's in ONNX graphs (*_0) and of Flax's, with slashes.
+KINDS: tuple[tuple[str, Draw], ...] = (
     (r".*num_batches_tracked", zero),
     (r".*(running_var|_riv_0)", variance),
     (r".*(running_mean|_rm_0)", small),
     (r".*(bias|_b_0)", small),
     (r".*(embeddings?|embed_tokens|wte|wpe)\.weight", embedding),
+    (r"(.*[./])?((cls|mask|reg|register|dist|distillation)_tokens?|cls)", embedding),
+    (r"(.*[./])?pos(ition)?_embed(ding)?s?", embedding),
+    (r".*/kernel", linen_kernel),
+    (r"batch_stats/.*/var", variance),
+    (r"batch_stats/.*/mean", small),
 )
 
 

@@ -42,16 +42,16 @@ class Classify(Task):
         if height != width:
             raise ConfigError(f"data.image_size: pictures are {height}×{width}; set it to one size")
         facts = {"num_classes": len(labels), "in_channels": channels, "image_size": height}
-        model = supervised.create(cfg.model, facts).clone(axis=setup.axis)
+        model = supervised.over(supervised.create(cfg.model, facts), setup.axis)
 
         def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:
             image, label = data.normalise(batch["image"]), batch["label"]
             target = jax.nn.one_hot(label, len(labels))
             image, target = losses.mix(rng, image, target, self.mixup, self.cutmix)
-            logits = forward(image)
-            hit = (jnp.argmax(logits, axis=-1) == label).mean(dtype=jnp.float32)
-            value = losses.cross_entropy(logits, target, self.label_smoothing).mean()
-            return value, {"accuracy": hit}
+            heads = jax.tree.leaves(forward(image))  # a ViT with DeiT's token may have two
+            hit = (jnp.argmax(sum(heads), axis=-1) == label).mean(dtype=jnp.float32)
+            found = [losses.cross_entropy(head, target, self.label_smoothing) for head in heads]
+            return jnp.stack(found).mean(), {"accuracy": hit}
 
         def quantities(forward: Any, batch: Any) -> dict[str, jax.Array]:
             logits = forward(data.normalise(batch["image"]))

@@ -5,7 +5,7 @@ The one place that knows how. A loop names its blocks `block_0`, `block_1`, …;
 `zoo.tree.stacked` and `unstacked` turn one layout into the other, so that a checkpoint serves both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ def stack(
     start: int = 0,
     mode: Mode = "loop",
     remat: bool = False,
+    each: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> jax.Array:
     """`depth` blocks in a row over x; to be called inside a compact method.
@@ -29,24 +30,27 @@ def stack(
     block: makes one block, `block(name=…)`, whose input and output have one shape.
     start: number of the first block in a loop's names.
     remat: keep only each block's input for the backward pass and compute the rest again.
+    each: keywords whose arrays [depth, …] are handed out, one row to each block.
     keywords: handed to every block, such as `train=True`.
     """
+    each = dict(each or {})
 
-    def call(module: nn.Module, x: jax.Array) -> jax.Array:
-        return module(x, **keywords)
+    def call(module: nn.Module, x: jax.Array, row: dict[str, Any]) -> jax.Array:
+        return module(x, **row, **keywords)
 
     run = nn.remat(call, prevent_cse=mode == "loop") if remat else call
     if mode == "loop":
-        for i in range(start, start + depth):
-            x = run(block(name=f"block_{i}"), x)
+        for i in range(depth):
+            row = jax.tree.map(lambda rows, i=i: rows[i], each)
+            x = run(block(name=f"block_{start + i}"), x, row)
         return x
     if depth == 0:
         return x
     scan = nn.scan(
-        lambda module, x, _: (run(module, x), None),
+        lambda module, x, row: (run(module, x, row), None),
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=depth,
     )
-    x, _ = scan(block(name="blocks"), x, None)
+    x, _ = scan(block(name="blocks"), x, each)
     return x

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from zoo.layers.conv import Conv, global_average_pool, max_pool
 from zoo.layers.norm import BatchNorm
 from zoo.layers.stack import Mode, stack
-from zoo.spec import Input, Variant
+from zoo.spec import Count, Input, Variant
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config:
     remat: bool = False
     image_size: int = 224
     in_channels: int = 3
-    num_classes: int = 1000
+    num_classes: Count = 1000  # 0: no head, the model returns the pooled features
 
     def check(self) -> None:
         """Raises ValueError for sizes that do not fit together."""
@@ -62,6 +62,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = global_average_pool(self.features(image, train=train)[-1])
+        if not self.config.num_classes:
+            return x
         init = nn.initializers.lecun_normal()
         return nn.Dense(self.config.num_classes, kernel_init=init, name="head")(x)
 

@@ -21,7 +21,7 @@ import jax
 from zoo.layers.conv import Conv, global_average_pool, max_pool
 from zoo.layers.norm import BatchNorm
 from zoo.layers.stack import Mode, stack
-from zoo.spec import Input, Variant
+from zoo.spec import Count, Input, Variant
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Config:
     remat: bool = False
     image_size: int = 224
     in_channels: int = 3
-    num_classes: int = 1000
+    num_classes: Count = 1000  # 0: no head, the model returns the pooled features
 
     def check(self) -> None:
         """Raises ValueError for sizes that do not fit together."""
@@ -58,9 +58,11 @@ class ResNetV2(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.features(image, train=train)[-1]
         x = nn.relu(BatchNorm(axis=self.axis, name="norm")(x, train=train))
+        x = global_average_pool(x)
+        if not self.config.num_classes:
+            return x
         init = nn.initializers.lecun_normal()
-        head = nn.Dense(self.config.num_classes, kernel_init=init, name="head")
-        return head(global_average_pool(x))
+        return nn.Dense(self.config.num_classes, kernel_init=init, name="head")(x)
 
     @nn.compact
     def features(self, image: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:

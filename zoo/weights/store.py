@@ -19,6 +19,7 @@ from zoo import registry, tree
 from zoo.card import Card, stated
 from zoo.weights import convert, formats
 from zoo.weights.convert import Format, Row, WeightsError
+from zoo.weights.slots import aligned
 
 logger = logging.getLogger("zoo")
 
@@ -66,7 +67,7 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     changed = [p for p in shapes if p not in found or found[p].shape != shapes[p].shape]
 
     def put(path: str, array: np.ndarray) -> Any:
-        return array if path in changed else jnp.asarray(_cast(page, path, array, dtype))
+        return array if path in changed else _put(_cast(page, path, array, dtype))
 
     rows = held.format.rows(held.config)
     loaded = convert.load(held.tensors, rows, found, held.format.ignored, put)
@@ -82,6 +83,17 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     if sizes.get("num_classes") not in (None, getattr(held.config, "num_classes", None)):
         card = replace(card, labels=())
     return model, tree.unflatten({path: loaded[path] for path in shapes}), card
+
+
+def _put(array: np.ndarray) -> jax.Array:
+    """On the default device. A transposed array is laid out in strips of columns, five times as
+    fast as at once, and so aligned that a CPU's XLA takes the memory as it is."""
+    if not array.flags.c_contiguous:
+        strided = array
+        array = aligned(strided.nbytes).view(strided.dtype).reshape(strided.shape)
+        for i in range(0, strided.shape[-1], 64):
+            array[..., i : i + 64] = strided[..., i : i + 64]
+    return jax.device_put(array)
 
 
 def _resized(page: str, held: Any, sizes: Mapping[str, Any], path: Path) -> Any:
@@ -160,7 +172,7 @@ def save(
     facts = form.facts(model.config, card) if form.facts is not None else None
     _check_held(form, format, model.config, tensors, facts)
     texts = {"card.json": card.to_json(), "config.json": facts}
-    formats.write(directory, tensors, texts)  # FILE
+    formats.write(directory, tensors, texts, form.file)
 
 
 def _looped(page: str, model: Any, variables: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -317,7 +329,9 @@ def _card(path: Path, page: str, config: Any, facts: Mapping[str, Any]) -> Card:
     if written := _json(path, "card.json"):
         return _from_json(written, path)
     try:
-        known = stated(facts, _json(path, "preprocessor_config.json"))
+        readme = _beside(path, "README.md")
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+        known = stated(facts, _json(path, "preprocessor_config.json"), text)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise WeightsError(
             f"{path}: config.json or preprocessor_config.json: {type(error).__name__} {error}"
@@ -333,6 +347,11 @@ def _from_json(written: Mapping[str, Any], path: Path) -> Card:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    """`{}` where there is no such file in the directory, or beside the file that was named."""
-    file = (path.parent if path.is_file() else path) / name
+    """`{}` where there is no such file."""
+    file = _beside(path, name)
     return formats.read_json(file) if file.is_file() else {}
+
+
+def _beside(path: Path, name: str) -> Path:
+    """A file in the directory, or beside the file that was named."""
+    return (path.parent if path.is_file() else path) / name

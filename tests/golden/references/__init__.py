@@ -1,0 +1,1 @@
+"""What is recorded of each family, one file each; `CASES` lists it."""
