@@ -17,6 +17,7 @@ from PIL import Image
 
 from train.config import ConfigError, Images
 from train.data import augment, pipeline, prepare, sources
+from zoo import preprocess
 
 SIZE = 6  # pixels of the pictures made here
 
@@ -29,7 +30,7 @@ def pictures(n, channels=1):
 
 def encode(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else augment.to_picture(image)
+    picture = image if isinstance(image, Image.Image) else preprocess.to_picture(image)
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
@@ -167,7 +168,7 @@ def test_a_folder_of_classes_is_cut_in_three(tmp_path):
     examples = [example for split in source.splits.values() for example in split]
     assert len({example["image"] for example in examples}) == 20
     assert all((e["label"] == 0) == ("cat" in e["image"].parts) for e in examples)
-    assert augment.decode(examples[0]).shape == (SIZE, SIZE, 3)
+    assert preprocess.decode(examples[0]["image"]).shape == (SIZE, SIZE, 3)
 
 
 def test_stored_splits_of_a_folder_are_kept(tmp_path):
@@ -224,7 +225,9 @@ def write_mnist(folder, sizes):
 
 
 def contents(*splits):
-    return Counter((bytes(augment.decode(e)), e["label"]) for split in splits for e in split)
+    return Counter(
+        (bytes(preprocess.decode(e["image"])), e["label"]) for split in splits for e in split
+    )
 
 
 def test_idx_files_become_a_tfds_data_set_without_tensorflow(tmp_path):
@@ -340,7 +343,7 @@ def test_every_stored_form_decodes_to_the_same_pixels(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(encode(COLOUR))
     for form in (COLOUR, encode(COLOUR), path, encode(COLOUR, "BMP")):
-        assert np.array_equal(augment.decode({"image": form}), COLOUR)
+        assert np.array_equal(preprocess.decode(form), COLOUR)
 
 
 @pytest.mark.parametrize(
@@ -360,34 +363,34 @@ def test_every_stored_form_decodes_to_the_same_pixels(tmp_path):
     ids=["grey", "16-bit", "1-bit", "grey-alpha", "palette", "opaque", "transparent"],
 )
 def test_unusual_pngs_keep_their_pixels(picture, expected):
-    assert np.array_equal(augment.decode({"image": encode(picture)}), expected)
+    assert np.array_equal(preprocess.decode(encode(picture)), expected)
 
 
 def test_a_palette_with_transparency_is_laid_over_white():
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.putpixel((1, 0), 1)
-    decoded = augment.decode({"image": encode(picture, transparency=b"\x00\xff")})
+    decoded = preprocess.decode(encode(picture, transparency=b"\x00\xff"))
     assert decoded.tolist() == [[[255, 255, 255], [40, 50, 60]]]
 
 
 def test_cmyk_becomes_rgb():
     picture = Image.new("CMYK", (SIZE, SIZE), (255, 0, 0, 0))
-    decoded = augment.decode({"image": encode(picture, "JPEG")})
+    decoded = preprocess.decode(encode(picture, "JPEG"))
     assert np.abs(decoded.astype(int) - [0, 255, 255]).max() <= 2
 
 
 def test_the_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270° to show
-    decoded = augment.decode({"image": encode(COLOUR[:3], exif=exif)})
+    decoded = preprocess.decode(encode(COLOUR[:3], exif=exif))
     assert np.array_equal(decoded, np.rot90(COLOUR[:3], 3))
 
 
 @pytest.mark.parametrize("image", [COLOUR, GREY, encode(COLOUR), encode(GREY)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_are_converted_as_asked(image, channels):
-    decoded = augment.decode({"image": image}, channels)
+    decoded = preprocess.decode(image, channels)
     assert decoded.shape == (SIZE, SIZE, channels) and decoded.dtype == np.uint8
     if channels == 1:
         luma = COLOUR @ [0.299, 0.587, 0.114] if len(np.shape(image)) == 3 else None
@@ -405,23 +408,23 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_pictures_are_unreadable(kind):
-    with pytest.raises(augment.Unreadable):
-        augment.decode({"image": BROKEN[kind]})
+    with pytest.raises(preprocess.Unreadable):
+        preprocess.decode(BROKEN[kind])
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     path = tmp_path / "bad.jpg"
     path.write_text("text")
-    with pytest.raises(augment.Unreadable, match=r"bad\.jpg: no picture format .* \(4 bytes\)"):
-        augment.decode({"image": path})
-    with pytest.raises(augment.Unreadable, match="gone.jpg"):
-        augment.decode({"image": tmp_path / "gone.jpg"})
+    with pytest.raises(preprocess.Unreadable, match=r"bad\.jpg: no picture format .* \(4 bytes\)"):
+        preprocess.decode(path)
+    with pytest.raises(preprocess.Unreadable, match="gone.jpg"):
+        preprocess.decode(tmp_path / "gone.jpg")
 
 
 def test_a_picture_with_too_many_pixels_is_refused(monkeypatch):
-    monkeypatch.setattr(augment, "MAX_PIXELS", SIZE * SIZE - 1)
-    with pytest.raises(augment.Unreadable, match="pixels"):
-        augment.decode({"image": encode(COLOUR)})
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", SIZE * SIZE - 1)
+    with pytest.raises(preprocess.Unreadable, match="pixels"):
+        preprocess.decode(encode(COLOUR))
 
 
 # ---- augmentation ----
@@ -522,7 +525,7 @@ def test_erasing_replaces_a_rectangle_of_the_stated_size():
 
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_operations_grow_from_the_identity(name):
-    picture = augment.to_picture(noise(16, 16) // 2 + 30)
+    picture = preprocess.to_picture(noise(16, 16) // 2 + 30)
     operate = augment.OPERATIONS[name]
     strength_free = name in ("auto_contrast", "equalize", "invert")
     unchanged = np.array_equal(operate(picture, 0.0), picture)

@@ -221,43 +221,40 @@ def test_the_fused_kernel_gets_even_lengths_and_the_same_meaning(n, causal, leng
     assert_close(y, attend_by_loop(*inputs, causal, lengths), 1e-6)
 
 
+@pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_heads_are_slices_of_the_width(bias):
+def test_heads_are_slices_of_the_width(bias, qk_norm):
     x, heads, c = normal(0, 3, 7, 8), 2, 4
-    model = Attention(heads, bias=bias)
-    variables = {"params": jax.tree.map(np.asarray, model.init(jax.random.key(0), x)["params"])}
-    for i, leaf in enumerate("qkv"):
-        assert ("bias" in variables["params"][leaf]) == bias
-        if bias:
-            variables["params"][leaf]["bias"] = normal(i, heads * c)
-    variables["params"]["out"]["bias"] = normal(9, heads * c)
+    model = Attention(heads, bias=bias, qk_norm=qk_norm)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    leaves = {p: normal(i, *s.shape) for i, (p, s) in enumerate(tree.flatten(shapes).items())}
+    assert [leaf for leaf in "qkv" if f"{leaf}/bias" in leaves] == (list("qkv") if bias else [])
 
     def dense(leaf: str, x: np.ndarray) -> np.ndarray:
-        values = variables["params"][leaf]
-        return x @ values["kernel"] + values.get("bias", 0)
+        return x @ leaves[f"{leaf}/kernel"] + leaves.get(f"{leaf}/bias", 0)
 
-    q, k, v = (dense(leaf, x) for leaf in "qkv")
-    slices = [slice(head * c, (head + 1) * c) for head in range(heads)]
-    each = [
-        attend_by_loop(q[..., None, s], k[..., None, s], v[..., None, s], False, None)[:, :, 0]
-        for s in slices
-    ]
-    expected = dense("out", np.concatenate(each, axis=-1).astype(np.float32))
-    assert_close(model.apply(variables, x), expected, 1e-5)
+    def normed(leaf: str, x: np.ndarray) -> np.ndarray:
+        if not qk_norm or leaf == "v":
+            return x
+        x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+        return x * leaves[f"{leaf}_norm/scale"] + leaves[f"{leaf}_norm/bias"]
+
+    each = []
+    for head in range(heads):
+        part = slice(head * c, (head + 1) * c)
+        q, k, v = (normed(leaf, dense(leaf, x)[:, :, None, part]) for leaf in "qkv")
+        each.append(attend_by_loop(q, k, v, False, None)[:, :, 0])
+    y = model.apply({"params": tree.unflatten(leaves)}, x)
+    assert_close(y, dense("out", np.concatenate(each, axis=-1)), 1e-5)
 
 
 def test_qk_norm_takes_the_size_of_queries_and_keys_out_of_the_scores():
     x = normal(0, 3, 7, 8)
     model = Attention(2, bias=False, qk_norm=True)
     params = model.init(jax.random.key(0), x)["params"]
-    assert params["q_norm"]["scale"].shape == params["k_norm"]["bias"].shape == (4,)
-    larger = {**params, "q": {"kernel": 30 * params["q"]["kernel"]}}
-    larger["k"] = {"kernel": 50 * params["k"]["kernel"]}
-    y = model.apply({"params": params}, x)
-    assert_close(model.apply({"params": larger}, x), y, 1e-4)  # but for ε
-    for norm in ("q_norm", "k_norm"):
-        scaled = {**params, norm: {**params[norm], "scale": normal(1, 4)}}
-        assert np.abs(model.apply({"params": scaled}, x) - y).max() > 1e-2
+    larger = {name: {"kernel": 50 * params[name]["kernel"]} for name in "qk"}
+    y = model.apply({"params": {**params, **larger}}, x)
+    assert_close(y, model.apply({"params": params}, x), 1e-4)  # but for ε
 
 
 # Feed-forward.
@@ -494,11 +491,15 @@ def image_of(height: int = 32, width: int = 32, batch: int = 2, seed: int = 0) -
 @pytest.mark.parametrize("size", [(40, 24), (16, 16), (8, 48)])
 def test_another_image_size_is_taken(page, size):
     model = model_of(page)
-    tokens = jax.eval_shape(
-        lambda v, x: model.apply(v, x, method="tokens"), filled(model), image_of(*size)
-    )
+
+    def shape_of(method: str) -> Any:
+        return jax.eval_shape(
+            lambda v, x: model.apply(v, x, method=method), filled(model), image_of(*size)
+        )
+
     prefix = {vit: 1, dinov2: 3}[page]
-    assert tokens.shape == (2, prefix + size[0] * size[1] // 64, 32)
+    assert shape_of("tokens").shape == (2, prefix + size[0] * size[1] // 64, 32)
+    assert shape_of("features")[0].shape == (2, size[0] // 8, size[1] // 8, 32)
 
 
 @PAGE
@@ -542,19 +543,28 @@ def test_a_model_for_another_size_is_the_model_given_that_size(page, changes):
 
 
 @PAGE
-def test_tokens_are_in_their_places(page):
-    """A change within one patch, of the input and of its position, moves that token the most."""
+def test_tokens_and_positions_are_in_their_places(page):
+    """Where attention says nothing, a change in one patch or position moves that token alone."""
     model = model_of(page)
-    variables = filled(model)
-    image = image_of(16, 32, batch=1)
-    [before] = model.apply(variables, image, method="features")
-    [after] = model.apply(variables, image.at[:, 8:, 16:24].add(1.0), method="features")
-    moved = np.abs(after - before).sum(axis=(0, 3))
-    assert before.shape == (1, 2, 4, 32)
-    assert np.unravel_index(moved.argmax(), moved.shape) == (1, 2)
-    tokens = model.apply(variables, image, method="tokens")
-    prefix = tokens.shape[1] - 8
-    np.testing.assert_array_equal(before.reshape(1, 8, 32), tokens[:, prefix:])
+    params, image = filled(model)["params"], image_of(batch=1)
+    params = tree.map_named(lambda path, x: 0 * x if "attn/out" in path else x, params)
+
+    def tokens(image: jax.Array, positions: jax.Array) -> jax.Array:
+        variables = {"params": {**params, "positions": positions}}
+        return model.apply(variables, image, method="tokens")[0]
+
+    def moved(changed: jax.Array) -> list[int]:
+        return np.flatnonzero(np.abs(changed - before).max(axis=1) > 1e-4).tolist()
+
+    positions = params["positions"]
+    before = tokens(image, positions)
+    prefix = len(before) - 16  # the third patch of the second row is number 6
+    assert moved(tokens(image.at[:, 8:16, 16:24].add(image_of(8, 8, 1)), positions)) == [prefix + 6]
+    row = len(positions) - 16 + 6
+    assert moved(tokens(image, positions.at[row].add(positions[0]))) == [prefix + 6]
+    assert moved(tokens(image, positions.at[0].add(positions[row]))) == [0]
+    [maps] = model.apply({"params": params}, image, method="features")
+    np.testing.assert_array_equal(maps.reshape(16, 32), before[prefix:])
 
 
 RATES = {"dropout": 0.5, "drop_path": 0.5, "patch_dropout": 0.5}

@@ -3,9 +3,11 @@
 import ast
 import base64
 import io
+import json
 import os
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,42 @@ from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from PIL import Image
 
+import zoo
+from tests.test_weights import random_variables
+from zoo.models import dinov2, vit
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
     "01_first_model": {"STEPS": 4, "EVALUATE_EVERY": 2, "LOG_EVERY": 1, "SHOWN": 3},
+    "02_pretrained": {
+        "CLASSIFIER": "published/vit",
+        "BACKBONE": "published/dinov2",
+        "BACKBONE_IS": {
+            "name": "dinov2_s14",
+            "options": {"patch": 8, "width": 32, "depth": 2, "heads": 2, "hidden": 64},
+        },
+        "SMALL": (3, 4),
+        "LARGE": (6, 8),
+        "DIGIT": 2,
+        "PROBE": 2,
+        "FINE_TUNE": 2,
+        "EVALUATE_EVERY": 1,
+    },
+}
+PUBLISHED = {  # random weights that stand for those on the hub, with their preprocessor_config.json
+    "vit": (
+        vit.ViT(vit.TINY),
+        {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    ),
+    "dinov2": (
+        dinov2.DINOv2(dinov2.Config(8, 32, 2, 2, "mlp", 64, image_size=32)),
+        {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": 36},
+            "crop_size": {"height": 32, "width": 32},
+        },
+    ),
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -35,6 +69,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     notebook = read(path)
     shrink(notebook, TINY[path.stem])
     folder = tmp_path_factory.mktemp(path.stem)
+    publish(folder / "published")
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
     # Without folders to search, "python3" is this interpreter, whatever kernels are installed.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
@@ -107,6 +142,19 @@ def test_a_changed_size_must_be_named_in_the_cell_of_sizes():
     notebook = read(NOTEBOOKS[0])
     with pytest.raises(KeyError, match="STEP_COUNT"):
         shrink(notebook, {"STEP_COUNT": 1})
+
+
+# ---- what notebooks load ----
+
+
+def publish(folder: Path) -> None:
+    """Writes `PUBLISHED` as the hub holds such models: transformers' files, and no card of ours."""
+    for name, (model, processor) in PUBLISHED.items():
+        card = zoo.Card(name, asdict(model.config), labels=tuple("ABCDEFGHIJ"))
+        zoo.save(model, random_variables(model), folder / name, format="hf", card=card)
+        (folder / name / "card.json").unlink()
+        processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **processor}
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 # ---- reading notebooks ----

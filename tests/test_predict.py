@@ -119,10 +119,10 @@ def modes(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
-def test_files_are_decoded_as_the_trainer_decodes_them(channels, tmp_path):
+def test_a_path_a_text_and_bytes_are_one_picture(channels, tmp_path):
     for name, path in modes(tmp_path).items():
-        expected = augment.decode({"image": path}, channels)
-        for picture in (path, str(path), path.read_bytes()):
+        expected = decode(path, channels)
+        for picture in (str(path), path.read_bytes()):
             np.testing.assert_array_equal(decode(picture, channels), expected, name, strict=True)
 
 

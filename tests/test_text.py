@@ -5,6 +5,7 @@ tests/golden/record_text.py says which references gave the recorded ids. Vocabul
 read from the packages that have them; where those are not installed, these tests are skipped.
 """
 
+import base64
 import gzip
 import json
 import random
@@ -178,6 +179,22 @@ def test_clip_merges_give_open_clips_ids():
     assert ids[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert ids.shape == (1, 77) and not ids[0, 7:].any() and mask.sum() == 7
     assert clip.decode(clip.encode("A photo"), skip_special=True) == "a photo"
+
+
+def test_clips_merges_are_read_and_texts_cleaned_as_openai_does(every):
+    """Here with four merges. Printable bytes come first, then all of them as ends of words."""
+    clip = every["small_clip"]
+    ids = {"!": 0, "a": 64, "Ã": 127, "Ġ": 220, "a</w>": 320, "ab</w>": 512, "<|endoftext|>": 517}
+    assert {token: clip.id(token) for token in ids} == ids
+    cleaned = clip.encode("the é ab 's")
+    assert (
+        clip.encode("  THE\u3000e\u0301\x1cAB'S\n")
+        == cleaned
+        == [516, 514, 515, 512, 262, 338, 517]
+    )
+    lines = ['"bpe_simple_vocab_16e6.txt#version: 0.2', *(f"a{n} b{n}" for n in range(50_000))]
+    assert families.merges("\n".join(lines))[0] == ("a0", "b0")
+    assert families.CLIP_MERGES == 49_152 - 256 - 2
 
 
 def test_vocab_and_merges_give_the_slow_tokenizers_ids(every):
@@ -432,6 +449,21 @@ def test_words_of_metaspace_and_suffix_decoders_have_their_spaces():
     assert Subword(backend).decode([0, 1, 2]) == backend.decode([0, 1, 2]) == "the cat"
 
 
+def test_added_tokens_decode_to_what_they_are(trained, tmp_path):
+    """Beside bytes they are text, though é alone is also how a byte is written; where spaces are
+    ▁, they are so in added tokens too (Gemma's runs of spaces)."""
+    backend = tokenizers.Tokenizer.from_str(trained._backend.to_str())
+    backend.add_tokens(["<é>", "日本"])
+    byte_level = Subword(backend)
+    assert byte_level.decode(byte_level.encode("a<é> 日本é")) == "a<é> 日本é"
+    assert byte_level.decode([700, 701]) == "<é>日本"
+    facts = files_of("llama")["tokenizer__json"]
+    loaded = text.load(write(tmp_path, tokenizer__json=facts))
+    loaded._backend.add_tokens([tokenizers.AddedToken("▁▁▁", normalized=False)])
+    spaced = Subword(loaded._backend)
+    assert spaced.decode([3 + ord("A"), 1000]) == "A   "
+
+
 def test_gpt2s_characters_of_bytes_are_a_bijection():
     assert len(set(BYTE_CHARS)) == 256 == len(CHAR_BYTES)
     assert BYTE_CHARS[ord("!")] == "!" and BYTE_CHARS[ord(" ")] == "Ġ" and BYTE_CHARS[10] == "Ċ"
@@ -556,6 +588,14 @@ def test_one_file_of_a_directory_is_enough(tmp_path, every):
         assert text.load(folder / file).encode("Ab é") == every[kind].encode("Ab é")
 
 
+def test_lines_of_a_vocabulary_end_in_newlines_alone(tmp_path):
+    """Line separators and white space of other scripts are tokens, as in multilingual BERT."""
+    tokens = ["[UNK]", "[CLS]", "[SEP]", "\u2028", "\x85", "\u3000", "a"]
+    for end in ("\n", "\r\n"):
+        tokenizer = text.load(write(tmp_path, vocab__txt=end.join([*tokens, ""])))
+        assert [tokenizer.token(i) for i in range(tokenizer.vocab_size)] == tokens
+
+
 def forms_of_eos(added):
     """Where files say that `<|im_end|>` is eos and what is added to the vocabulary, old and new."""
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
@@ -651,8 +691,6 @@ def test_a_llama3_style_file_loads(tmp_path, trained):
 
 def test_merges_of_ranks_are_those_of_merges(tmp_path, trained):
     """A file of ranks made of our own vocabulary gives the same merges back."""
-    import base64
-
     vocabulary, ranks = ranks_of(trained)
     plain = {token: i for token, i in vocabulary.items() if trained.id(token) != 699}
     content = [(bytes(CHAR_BYTES[char] for char in token), i) for token, i in plain.items()]
@@ -689,8 +727,9 @@ def test_what_is_no_text_is_refused(kind, every):
             every[kind].encode(bad)
         with pytest.raises(text.TokenizerError, match=words):
             every[kind].encode_batch(["a", bad])
-    with pytest.raises(text.TokenizerError, match="surrogate pair.*position 2"):
-        every[kind].encode("ab\ud83d")
+    for half in ("\ud83d", "\ude42"):
+        with pytest.raises(text.TokenizerError, match="surrogate pair.*position 2"):
+            every[kind].encode(f"ab{half}")
     with pytest.raises(text.TokenizerError, match="use encode"):
         every[kind].encode_batch("ab")
 
@@ -706,6 +745,12 @@ def test_a_vocabulary_larger_than_the_models_is_refused(trained):
 def test_bytes_need_a_token_for_each(kind, every):
     with pytest.raises(text.TokenizerError, match="byte-level"):
         every[kind].encode_bytes(b"\xff")
+
+
+def ranks_file(tokens):
+    """As tiktoken reads it: the bytes, then these tokens."""
+    every = [*(bytes([byte]) for byte in range(256)), *tokens]
+    return "".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(every))
 
 
 BAD_FILES = {
@@ -751,6 +796,7 @@ BAD_FILES = {
     ),
     "ranks": ({"a__tiktoken": "IQ== 0\n!! 1\n"}, "line 2"),
     "few ranks": ({"a__tiktoken": "IQ== 0\n"}, "cut short"),
+    "rank out of reach": ({"a__tiktoken": ranks_file([b"abc"])}, "lower ranks gives b'abc'"),
 }
 
 

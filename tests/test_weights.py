@@ -137,7 +137,10 @@ def assert_undone(op, ours):
     """ours → foreign → ours → foreign, bit for bit; NaN payloads and signed zeros included."""
     foreign = several(op.save(*ours))
     back = several(op.load(*foreign))
-    for x, y in [*zip(back, ours, strict=True), *zip(several(op.save(*back)), foreign, strict=True)]:
+    for x, y in [
+        *zip(back, ours, strict=True),
+        *zip(several(op.save(*back)), foreign, strict=True),
+    ]:
         assert (x.shape, x.dtype, x.tobytes()) == (y.shape, y.dtype, y.tobytes())
 
 

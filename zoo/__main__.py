@@ -1,12 +1,14 @@
-"""`python -m zoo list [PATTERN]`, `describe MODEL`, `predict MODEL IMAGE…` and `table`."""
+"""`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `parity` and `table`."""
 
 import argparse
+import importlib
 import io
 import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import zoo
@@ -30,13 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     predicting.add_argument("--revision", help="a branch, tag or commit of the repository")
     predicting.add_argument("--token", help="of an account of the hub that may read it")
     predicting.set_defaults(run=predict)
+    ledger = commands.add_parser("parity", help="how far each model is from its reference")
+    ledger.add_argument("family", nargs="?", help="such as vit (default all)")
+    ledger.add_argument("--markdown", action="store_true", help="the table of the README")
+    ledger.add_argument("--precision", choices=("highest", "default"), default="highest")
+    ledger.set_defaults(run=parity)
     tabling = commands.add_parser("table", help="the Markdown table of the README")
     tabling.set_defaults(run=lambda options: table())
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where a console lacks a character
     try:
-        print(options.run(options), flush=True)
+        found = options.run(options)
+        if isinstance(found, int):
+            return found
+        print(found, flush=True)
     except BrokenPipeError:  # `| head` has what it wanted; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:  # UnknownModel, WeightsError, Unreadable among them
@@ -67,6 +77,16 @@ def table() -> str:
         paper = re.sub(r"arXiv:([\d.]+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", row.paper)
         rows.append(f"| `{row.name}` | {row.params:,} | {paper} |")
     return "\n".join(rows)
+
+
+def parity(options: argparse.Namespace) -> int:
+    """The ledger, whose golden files are in the repository and not in the package."""
+    root = Path(__file__).parent.parent
+    if not (root / "tests" / "golden" / "ledger.py").is_file():
+        raise ValueError("parity replays golden files of the repository: run it in a clone of it")
+    sys.path.insert(0, str(root))
+    ledger = importlib.import_module("tests.golden.ledger")
+    return ledger.show(options.family, markdown=options.markdown, precision=options.precision)
 
 
 # What pictures show.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,29 @@ HERE = Path(__file__).parent
 
 # Measured: 2e-6 for hidden states and running statistics, 4e-6 for logits, and 2e-5 for gradients,
 # which go through batch statistics of as few as 8 values; the reference computes in float64.
-LAYER, MODEL = 1e-5, 1e-4
+BOUNDS = {
+    "hidden states": 1e-5,
+    "running statistics": 1e-5,
+    "output": 1e-4,
+    "gradients": 1e-4,
+}
 
 Tap = Callable[[Mapping[str, Any]], jax.Array]  # from what every module returned, by path
+
+
+class Measured(NamedTuple):
+    """One difference, beside the bound of its kind."""
+
+    kind: str
+    name: str
+    error: float
+
+    @property
+    def bound(self) -> float:
+        return BOUNDS[self.kind]
+
+
+CASES: dict[str, "Case"] = {}  # every one that was made, by name
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,9 @@ class Case:
     format: str = ""
     taps: Mapping[str, Tap] = field(default_factory=dict)
     rows: Sequence[convert.Row] = ()
+
+    def __post_init__(self) -> None:
+        CASES[self.name] = self
 
     @cached_property
     def recorded(self) -> Mapping[str, np.ndarray]:
@@ -102,9 +125,20 @@ def check(differences: Mapping[str, float], bound: float) -> None:
     assert not wrong, "\n".join(["differs from the reference:", *lines])
 
 
-def check_evaluation(case: Case) -> dict[str, float]:
-    """Hidden states within 1e-5 and what the model returns within 1e-4, or AssertionError; returns
-    the differences."""
+def measure(case: Case) -> list[Measured]:
+    """Every difference of a case, of the hidden states first, in the order of the layers."""
+    return measure_training(case) if "labels" in case.recorded else measure_evaluation(case)
+
+
+def check_case(case: Case) -> None:
+    """Raises AssertionError with every difference above its bound, of one kind after the other."""
+    found = measure(case)
+    for kind in BOUNDS:
+        check({row.name: row.error for row in found if row.kind == kind}, BOUNDS[kind])
+
+
+def measure_evaluation(case: Case) -> list[Measured]:
+    """Hidden states, and what the model returns."""
     model, recorded = case.model(), case.recorded
 
     @jax.jit
@@ -114,28 +148,24 @@ def check_evaluation(case: Case) -> dict[str, float]:
 
     output, seen = run(case.variables(model), case.inputs)
     seen = {path.removesuffix("/__call__/0"): value for path, value in tree.flatten(seen).items()}
-    hidden = {}
+    found = []
     for key in recorded:
         kind, _, name = key.partition("/")
         if kind in REDUCTIONS:
             value = case.taps[name](seen) if name in case.taps else seen[name.replace(".", "/")]
-            hidden[key] = difference(REDUCTIONS[kind](value), recorded[key])
-    assert hidden, f"{case.name} holds no hidden state"
-    check(hidden, LAYER)
+            error = difference(REDUCTIONS[kind](value), recorded[key])
+            found.append(Measured("hidden states", key, error))
+    assert found, f"{case.name} holds no hidden state"
     (name,) = OUTPUTS & recorded.keys()
-    outputs = {name: difference(output, recorded[name])}
-    print(f"{case.name}: hidden states {max(hidden.values()):.0e}, {name} {outputs[name]:.0e}")
-    check(outputs, MODEL)
-    return hidden | outputs
+    return [*found, Measured("output", name, difference(output, recorded[name]))]
 
 
 REDUCTIONS = {"hidden": lambda x: x, "mean": lambda x: x.mean((1, 2))}
 OUTPUTS = {"logits", "representation"}  # of a model with and without classes
 
 
-def check_training(case: Case) -> dict[str, float]:
-    """Loss, logits and all gradients within 1e-4 and the running statistics after the step, where
-    there are any, within 1e-5, or AssertionError; returns the differences."""
+def measure_training(case: Case) -> list[Measured]:
+    """Loss, logits, all gradients, and the running statistics after the step if there are any."""
     model, recorded = case.model(), case.recorded
     variables = case.variables(model)
     labels = jnp.asarray(recorded["labels"], jnp.int32)
@@ -153,13 +183,13 @@ def check_training(case: Case) -> dict[str, float]:
     stats = compare(theirs, recorded, "stats/")
     grads = compare(theirs, recorded, "grad/")
     assert stats.keys() | grads.keys() == theirs.keys(), "not everything was recorded"
-    others = {"loss": difference(loss, recorded["loss"])}
-    others["logits"] = difference(logits, recorded["logits"])
-    print(f"{case.name}: gradients {max(grads.values()):.0e}, ", end="")
-    print(f"running statistics {max(stats.values(), default=0):.0e}")
-    check(stats, LAYER)
-    check(grads | others, MODEL)
-    return stats | grads | others
+    output = {key: difference(x, recorded[key]) for key, x in (("loss", loss), ("logits", logits))}
+    kinds = {"running statistics": stats, "output": output, "gradients": grads}
+    return [
+        Measured(kind, name, error)
+        for kind, found in kinds.items()
+        for name, error in found.items()
+    ]
 
 
 def foreign(rows: Sequence[convert.Row], ours: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,17 +1,25 @@
 """ResNet against transformers, torchvision and an ONNX graph, and what a fault would look like."""
 
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+import zoo
 from tests.golden import fill
-from tests.golden.replay import Case, check_evaluation, check_training, plant
+from tests.golden.replay import Case, check_case, plant
+from zoo.card import Card, Preprocess
 from zoo.layers import conv, norm
 from zoo.models import resnet
-from zoo.weights import convert
+from zoo.weights import convert, formats
 from zoo.weights import resnet as table
+from zoo.weights.convert import WeightsError
 
 pytestmark = pytest.mark.quick
 
@@ -19,7 +27,11 @@ BOTTLENECK = Case("resnet_hf_bottleneck", resnet, "hf")
 BASIC = Case("resnet_hf_basic", resnet, "hf")
 BOTTLENECK_TRAIN = Case("resnet_hf_bottleneck_train", resnet, "hf")
 BASIC_TRAIN = Case("resnet_hf_basic_train", resnet, "hf")
+BASE = Case("resnet_hf_base", resnet, "hf")  # saved alone, without classes
+FLAX = Case("resnet_flax", resnet, "hf_flax")
+FLAX_BASIC = Case("resnet_flax_basic", resnet, "hf_flax")
 TORCHVISION = Case("resnet_torchvision_bottleneck", resnet, "torchvision")
+EVALUATIONS = (BOTTLENECK, BASIC, BASE, FLAX, FLAX_BASIC, TORCHVISION)
 
 
 def test_the_random_stream_is_the_one_that_was_recorded():
@@ -31,24 +43,23 @@ def test_the_random_stream_is_the_one_that_was_recorded():
     np.testing.assert_array_equal(BASIC.image, BASIC.recorded["input"])
 
 
-@pytest.mark.parametrize("case", [BOTTLENECK, BASIC, TORCHVISION], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EVALUATIONS, ids=lambda case: case.name)
 def test_every_block_agrees_with_the_reference(case):
-    check_evaluation(case)
+    check_case(case)
 
 
 @pytest.mark.parametrize("case", [BOTTLENECK_TRAIN, BASIC_TRAIN], ids=lambda case: case.name)
 def test_a_training_step_agrees_with_the_reference(case):
-    check_training(case)
+    check_case(case)
 
 
 def test_a_full_resnet50_agrees_with_the_onnx_graph():
-    case = Case("resnet_onnx", resnet, rows=onnx_rows())
-    operators = [operator for operator, _, _ in case.meta["nodes"]]
+    operators = [operator for operator, _, _ in ONNX.meta["nodes"]]
     # A graph with other nodes would not be the network that the rows below describe.
     assert operators.count("Conv") == operators.count("BatchNormalization") == 53
     assert operators.count("Sum") == 16
-    np.testing.assert_array_equal(case.image[:, :4, :4], case.recorded["input/corner"])
-    check_evaluation(case)
+    np.testing.assert_array_equal(ONNX.image[:, :4, :4], ONNX.recorded["input/corner"])
+    check_case(ONNX)
 
 
 def onnx_rows() -> list[convert.Row]:
@@ -77,6 +88,9 @@ def onnx_conv_norm(their_conv: str, their_norm: str, our_conv: str, our_norm: st
         convert.Row(f"{their_norm}_bn_rm_0", f"batch_stats/{our_norm}/mean"),
         convert.Row(f"{their_norm}_bn_riv_0", f"batch_stats/{our_norm}/var"),
     ]
+
+
+ONNX = Case("resnet_onnx", resnet, rows=onnx_rows())
 
 
 # A fault is one passage of a source changed; the claims above must not hold with it.
@@ -132,14 +146,14 @@ TRAINING_FAULTS = {
 def test_the_comparison_sees(fault, monkeypatch):
     plant(monkeypatch, FAULTS[fault], resnet, table)
     with pytest.raises(AssertionError, match="differs from the reference"):
-        check_evaluation(BOTTLENECK)
+        check_case(BOTTLENECK)
 
 
 @pytest.mark.parametrize("fault", TRAINING_FAULTS)
 def test_the_comparison_of_a_training_step_sees(fault, monkeypatch):
     plant(monkeypatch, TRAINING_FAULTS[fault], resnet, table)
     with pytest.raises(AssertionError, match="differs from the reference"):
-        check_training(BASIC_TRAIN)
+        check_case(BASIC_TRAIN)
 
 
 def normal(name: str, *shape: int) -> np.ndarray:
@@ -213,3 +227,200 @@ def test_batch_norm_over_a_mapped_axis_is_that_of_the_global_batch():
         np.testing.assert_allclose(moved["batch_stats"][name], np.tile(running, (8, 1)), atol=1e-5)
     # Statistics of each device alone would be others: the images differ from device to device.
     assert np.abs(np.asarray(train(x[:2])[0] - expected[0][:2])).max() > 0.1
+
+
+# Files.
+
+
+@pytest.mark.parametrize("case", EVALUATIONS, ids=lambda case: case.name)
+def test_an_export_is_the_file_of_the_reference(case, tmp_path):
+    model = case.model()
+    zoo.save(model, case.variables(model), tmp_path, format=case.format)
+    tensors = formats.read(tmp_path)
+    recorded = {name: (tuple(shape), dtype) for name, shape, dtype in case.meta["tensors"]}
+    assert {n: (spec.shape, str(spec.dtype)) for n, spec in tensors.specs.items()} == recorded
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, fill.fill(name, tensor.shape))
+    assert zoo.load(tmp_path)[0] == model
+
+
+def test_a_model_without_classes_returns_what_enters_the_head():
+    model = BOTTLENECK.model()
+    variables = BOTTLENECK.variables(model)
+    bare = model.clone(config=replace(model.config, num_classes=0))
+    head = variables["params"].pop("head")
+    pooled = jax.jit(bare.apply)(variables, BOTTLENECK.image)
+    logits = pooled @ head["kernel"] + head["bias"][None]
+    np.testing.assert_allclose(logits, BOTTLENECK.recorded["logits"], atol=1e-5)
+
+
+def edited(tmp_path, format, config, edit):
+    """The directory of a model saved under `format`, its tensors and config.json edited."""
+    model = resnet.ResNet(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **zoo.example(model))
+    zoo.save(model, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), tmp_path / "whole")
+    zoo.save(*zoo.load(tmp_path / "whole"), tmp_path / "old", format=format)
+    tensors, path = dict(formats.read(tmp_path / "old")), tmp_path / "old" / "config.json"
+    facts = formats.read_json(path) if path.exists() else {}
+    edit(tensors, facts)
+    formats.write(tmp_path / "new", tensors, {"config.json": facts} if facts else {})
+    return tmp_path / "new"
+
+
+def rename(old: str, new: str):
+    def edit(tensors, facts):
+        for name in [name for name in tensors if name.startswith(old)]:
+            tensors[new + name.removeprefix(old)] = tensors.pop(name)
+
+    return edit
+
+
+def leave_out(*names: str):
+    return lambda tensors, facts: [tensors.pop(name) for name in names]
+
+
+def state(**facts_to_state):
+    return lambda tensors, facts: facts.update(facts_to_state)
+
+
+def add(name: str):
+    return lambda tensors, facts: tensors.update({name: np.zeros(3, np.float32)})
+
+
+FOUR_STAGES = resnet.Config((1, 1, 1, 1), (16, 16, 24, 24), "bottleneck", num_classes=5)
+EDITS = {
+    "another prefix": ("hf", rename("resnet.", "model."), "neither config.json (model_type"),
+    "a prefix too many": ("hf", rename("resnet.", "a.resnet."), "neither config.json (model_type"),
+    "half a prefix": (
+        "hf",
+        rename("resnet.encoder.stages.1", "encoder.stages.1"),
+        "+ encoder.stages.1.layers.0.layer.0.convolution.weight: no place in the model",
+    ),
+    "no classifier": (
+        "hf",
+        leave_out("classifier.1.weight", "classifier.1.bias"),
+        "architectures is ['ResNetForImageClassification'], but the file has no classifier",
+    ),
+    "half a classifier": (
+        "hf",
+        leave_out("classifier.1.bias"),
+        "- params/head/bias: no tensor classifier.1.bias",
+    ),
+    "an extra tensor": ("hf", add("resnet.extra"), "+ resnet.extra: no place in the model"),
+    "other labels": ("hf", state(id2label={"0": "a"}), "1 labels, but the classifier has 5"),
+    "another activation": ("hf", state(hidden_act="gelu"), "hidden_act is 'gelu', only 'relu'"),
+    "a stride in the stem": (
+        "hf",
+        state(downsample_in_first_stage=True),
+        "downsample_in_first_stage is True, only False",
+    ),
+    "a stride in the first 1×1": (
+        "hf",
+        state(downsample_in_bottleneck=True),
+        "downsample_in_bottleneck is True, only False",
+    ),
+    "another block": ("hf", state(layer_type="x"), "block='x'; it is one of 'basic', 'bottleneck'"),
+    "another family": ("hf", state(model_type="regnet"), "model_type 'regnet'"),
+    "no config": ("hf", lambda tensors, facts: facts.clear(), "these names need the config.json"),
+    "timm's deep stem": ("timm", state(architecture="resnet50d"), "architecture is 'resnet50d'"),
+    "timm's wide": (
+        "timm",
+        state(architecture="wide_resnet50_2"),
+        "architecture is 'wide_resnet50_2'",
+    ),
+    "timm's groups": (
+        "timm",
+        state(architecture="resnext50_32x4d"),
+        "architecture is 'resnext50_32x4d'",
+    ),
+    "timm's blur": ("timm", state(architecture="resnetblur50"), "architecture is 'resnetblur50'"),
+    "a stride that is none": (
+        "timm",
+        state(model_args={"output_stride": 8}),
+        "model_args has output_stride=8: not supported",
+    ),
+    "another pooling": ("timm", state(global_pool="max"), "global_pool is 'max', only 'avg'"),
+    "no head": (
+        "timm",
+        leave_out("fc.weight", "fc.bias"),
+        "5 classes, but the file's head has 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_another_file_is_refused_by_name(edit, tmp_path):
+    format, change, words = EDITS[edit]
+    path = edited(tmp_path, format, FOUR_STAGES, change)
+    with pytest.raises(WeightsError, match=re.escape(words)):
+        zoo.load(path)
+
+
+def without(*keys: str):
+    return lambda tensors, facts: [facts.pop(key) for key in keys]
+
+
+# What published files leave out: config.json of transformers 4.30 `downsample_in_bottleneck`
+# (huggingface.co/sngsfydy/MyResNet50), timm's of 2023 `model_args` and `global_pool`
+# (huggingface.co/timm/resnet18.a1_in1k); torchvision's files and DINO's backbones have none.
+PUBLISHED = {
+    "old hf": ("hf", without("downsample_in_bottleneck"), 5),
+    "without counters": (
+        "hf",
+        leave_out("resnet.embedder.embedder.normalization.num_batches_tracked"),
+        5,
+    ),
+    "old timm": ("timm", without("model_args", "global_pool"), 5),
+    "backbone": ("torchvision", leave_out("fc.weight", "fc.bias"), 0),
+}
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_files_as_they_were_published_load(published, tmp_path):
+    format, change, classes = PUBLISHED[published]
+    model, variables = zoo.load(edited(tmp_path, format, FOUR_STAGES, change))
+    assert model.config == replace(FOUR_STAGES, num_classes=classes)
+    assert ("head" in variables["params"]) == bool(classes)
+
+
+def test_timms_config_says_what_its_architecture_does_not():
+    card = Card("", {}, preprocess=Preprocess(224, crop=0.95), licence="mit")
+    facts = table.timm_facts(FOUR_STAGES, card)
+    assert (facts["architecture"], facts["num_classes"]) == ("resnet50", 5)
+    assert facts["model_args"] == {"layers": [1, 1, 1, 1], "channels": [4, 4, 6, 6], "in_chans": 3}
+    cfg = facts["pretrained_cfg"]
+    assert (cfg["first_conv"], cfg["classifier"], cfg["crop_pct"]) == ("conv1", "fc", 0.95)
+    names = {
+        name: table.timm_facts(resnet.VARIANTS[name].config, card)["architecture"]
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    }
+    assert names == {name: name for name in names}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stem_width": 32}, {"depths": (1, 1), "widths": (16, 16)}, {"stem": "cifar"}],
+    ids=str,
+)
+def test_what_timm_cannot_build_is_not_written_for_it(changes):
+    with pytest.raises(WeightsError, match='timm\'s ResNet has .* save with format="flax"'):
+        table.timm_facts(replace(FOUR_STAGES, **changes), Card("", {}))
+
+
+def test_a_basic_block_is_numbered_as_flax_numbered_it(monkeypatch):
+    plant(monkeypatch, (table, 'layer.layer_{}"', 'layer.{}"'), table)
+    with pytest.raises(WeightsError, match=r"\+ .*/layer_0/convolution/kernel"):
+        Case("resnet_flax_basic", resnet, "hf_flax").variables(FLAX_BASIC.model())
+
+
+def test_every_published_resnet_has_a_tag():
+    recorded = json.loads((Path(fill.__file__).parent / "resnet_counts.json").read_text())
+    published = recorded["timm"]["published"]
+    theirs = {name: card.get("license", "") for name, card in published.items()}
+    tags = {name: tag for name, tag in table.TAGS.items() if tag.source.startswith("timm/")}
+    wanted = {name: licence for name, licence in theirs.items() if not name.startswith("resnetv2")}
+    assert {name: tag.licence for name, tag in tags.items()} == wanted
+    assert all(tag.source == f"timm/{name}" for name, tag in tags.items())
+    others = {tag.source for tag in table.TAGS.values()} - {tag.source for tag in tags.values()}
+    assert others == set(recorded["transformers"]["params"]) - {"microsoft/resnet-26"}
+    assert {name.partition(".")[0] for name in table.TAGS} <= set(resnet.VARIANTS)

@@ -17,7 +17,7 @@ from tests.checkpoints import (
     random_variables,
     saved,
 )
-from tests.golden.replay import HERE, Case, check_evaluation, check_training, plant
+from tests.golden.replay import HERE, Case, check_case, plant
 from zoo import tree
 from zoo.layers import attention, mlp, posemb
 from zoo.models import vit
@@ -49,11 +49,11 @@ TRAINING = Case("vit_hf_train", vit, "hf")
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_block_agrees_with_the_reference(name):
-    check_evaluation(CASES[name])
+    check_case(CASES[name])
 
 
 def test_a_training_step_agrees_with_the_reference():
-    check_training(TRAINING)
+    check_case(TRAINING)
 
 
 # A fault is one passage of a source changed. With it the claims above must not hold, and the part
@@ -158,7 +158,7 @@ def test_the_comparison_sees(name, monkeypatch):
     plant(monkeypatch, fault, vit, table, convert, facts)
     differs = "differs from the reference" if where else "the checkpoint and the model differ"
     with pytest.raises((AssertionError, ValueError), match=f"{differs}:\n{where}"):
-        check_evaluation(CASES[case])
+        check_case(CASES[case])
 
 
 TRAINING_FAULTS = {
@@ -179,7 +179,7 @@ TRAINING_FAULTS = {
 def test_the_comparison_of_a_training_step_sees(name, monkeypatch):
     plant(monkeypatch, TRAINING_FAULTS[name], vit)
     with pytest.raises(AssertionError, match="differs from the reference"):
-        check_training(TRAINING)
+        check_case(TRAINING)
 
 
 # What files say in other ways.

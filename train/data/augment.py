@@ -1,4 +1,4 @@
-"""Decoding and augmentation: numpy and Pillow, uint8 [h, w, c] in and out, c = 1 or 3.
+"""Augmentation: numpy and Pillow, uint8 [h, w, c] in and out, c = 1 or 3.
 
 An augmentation is a function (image, rng) → image whose randomness comes from the numpy Generator
 alone. A config names them in order, with numbers after colons: ("random_resized_crop", "flip",
@@ -6,113 +6,21 @@ alone. A config names them in order, with numbers after colons: ("random_resized
 """
 
 import difflib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from train.config import ConfigError, Images
+from zoo.preprocess import from_picture, to_picture
 
 Array = np.ndarray
 Augmentation = Callable[[Array, np.random.Generator], Array]
 BILINEAR = Image.Resampling.BILINEAR
 
 CROP_RATIO = 0.875  # of the shorter side that the evaluation crop keeps: 224 of 256
-MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a GiB at 3 bytes a pixel
-
-# ---- decoding ----
-
-
-class Unreadable(Exception):
-    """A picture that cannot be decoded: `where` it is and the `reason`."""
-
-    def __init__(self, where: str, reason: str):
-        super().__init__(f"{where}: {reason}")
-        self.where, self.reason = where, reason
-
-
-def decode(example: Mapping[str, Any], channels: int | None = None) -> Array:
-    """The picture of an example as uint8 [h, w, c], with its EXIF orientation applied.
-
-    `example["image"]` is a path, encoded bytes or a uint8 array [h, w] or [h, w, c]. `channels` is
-    1 (luma, ITU-R 601) or 3; None keeps grey pictures grey and makes all others RGB. Transparent
-    pixels are laid over white; 16-bit grey keeps its upper byte.
-    Raises Unreadable for whatever is no whole picture, or has more than MAX_PIXELS.
-    """
-    image = example["image"]
-    where = str(image) if isinstance(image, Path) else type(image).__name__
-    if isinstance(image, np.ndarray):
-        return _decode_array(image, channels, where)
-    try:
-        picture = _load(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
-        raise Unreadable(where, _reason(image, error)) from error
-    return _to_array(picture, channels, where)
-
-
-def _load(image: Path | bytes) -> Image.Image:
-    with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}×{picture.height} is more than {MAX_PIXELS} pixels")
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return picture
-
-
-def _reason(image: Path | bytes, error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        size = image.stat().st_size if isinstance(image, Path) else len(image)
-        return f"no picture format that Pillow knows ({size} bytes)"
-    return str(error) or type(error).__name__
-
-
-def _decode_array(image: Array, channels: int | None, where: str) -> Array:
-    image = image[..., None] if image.ndim == 2 else image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise Unreadable(where, f"{image.dtype} {image.shape} is not uint8 [h, w, 1 or 3]")
-    if channels in (None, image.shape[-1]):
-        return image
-    return _to_array(to_picture(image), channels, where)
-
-
-GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and all that begin with I;16
-
-
-def _to_array(picture: Image.Image, channels: int | None, where: str) -> Array:
-    deep = picture.mode == "I" or picture.mode.startswith("I;16")
-    grey = deep or picture.mode in GREY_MODES
-    if picture.mode == "F":
-        raise Unreadable(where, "floating-point pixels have no fixed range; convert it to 8 bits")
-    if deep:
-        picture = _upper_byte(picture, where)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    target = "L" if (channels or (1 if grey else 3)) == 1 else "RGB"
-    return from_picture(picture if picture.mode == target else picture.convert(target))
-
-
-def _upper_byte(picture: Image.Image, where: str) -> Image.Image:
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > 65535:
-        raise Unreadable(where, "32-bit pixels beyond 65535; convert it to 8 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def to_picture(image: Array) -> Image.Image:
-    """Pillow's view of uint8 [h, w, 1] (mode L) or [h, w, 3] (mode RGB)."""
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def from_picture(picture: Image.Image) -> Array:
-    """uint8 [h, w, 1] or [h, w, 3] of a picture in mode L or RGB."""
-    image = np.asarray(picture)
-    return image[..., None] if image.ndim == 2 else image
-
 
 # ---- size ----
 

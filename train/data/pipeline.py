@@ -17,8 +17,9 @@ import grain
 import numpy as np
 
 from train.config import ConfigError, Images
-from train.data.augment import Unreadable, decode, evaluation_transform, train_transform
+from train.data.augment import evaluation_transform, train_transform
 from train.data.sources import Example, Split
+from zoo.preprocess import Unreadable, decode
 
 Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
@@ -76,7 +77,7 @@ def picture_shape(split: Split, cfg: Images, name: str = "train") -> tuple[int, 
 
 def _decode(example: Example, index: int, cfg: Images, skips: Skips) -> np.ndarray | None:
     try:
-        return decode(example, cfg.channels)
+        return decode(example["image"], cfg.channels)
     except Unreadable as error:
         skips.add(index, error)
         return None

@@ -25,7 +25,7 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 
 from zoo.text.errors import TokenizerError
-from zoo.text.read import utf8
+from zoo.text.read import reading, utf8
 from zoo.text.spelling import BYTE_CHARS
 from zoo.text.subword import Subword
 from zoo.text.tokenizer import check_text
@@ -218,14 +218,15 @@ def from_tiktoken(
     pattern: how it cuts words, which the file does not say; None is GPT-2's.
     Raises TokenizerError for a damaged file, and for ranks that no merges can give.
     """
-    ranks = _ranks(utf8(Path(path)))
+    with reading(Path(path)):
+        ranks = _ranks(utf8(Path(path)))
+        pairs = [_halves(token, ranks) for token in sorted(ranks, key=ranks.__getitem__)]
     own = {_written(token): i for token, i in ranks.items()}
     vocabulary = {**own, **{token: len(ranks) + n for n, token in enumerate(specials)}}
-    pairs = [_halves(token, ranks) for token in sorted(ranks, key=ranks.__getitem__)]
     merged = [(_written(left), _written(right)) for left, right in filter(None, pairs)]
-    named = {"eos_token": specials[0] if specials else None}
+    roles = {"eos_token": specials[0] if specials else None}
     extra = {"additional_special_tokens": list(specials)} if specials else {}
-    return gpt2(vocabulary, merged, {**named, **extra}, pattern)
+    return gpt2(vocabulary, merged, {**roles, **extra}, pattern)
 
 
 def _written(token: bytes) -> str:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, processors
 
 from zoo.text.errors import TokenizerError
 from zoo.text.spelling import BYTE_CHARS, spelling
-from zoo.text.tokenizer import ROLES, Specials, Tokenizer
+from zoo.text.tokenizer import ROLES, Specials, Tokenizer, check_text
 
 FILE = "tokenizer.json"
 # What tokens with a role are called where no file says so: most of the hub's older repositories
@@ -55,8 +55,7 @@ class Subword(Tokenizer):
         return self._ids.get(token)
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        self.encode_batch([first, second])  # both are texts
-        encoded = self._backend.encode(first, second)
+        encoded = self._backend.encode(check_text(first), check_text(second))
         return encoded.ids, encoded.type_ids
 
     def save(self, directory: str | Path) -> None:
@@ -176,15 +175,16 @@ def _set_around(
     """`add_bos_token` and `add_eos_token` overrule what tokenizer.json puts around a text, but not
     [CLS] and [SEP]."""
     stated = {role: config.get(f"add_{role}_token") for role in ("bos", "eos")}
-    kind = (_facts(backend.post_processor) or {}).get("type")
-    if set(stated.values()) == {None} or kind in ("BertProcessing", "RobertaProcessing"):
+    own = (_facts(backend.post_processor) or {}).get("type")
+    if set(stated.values()) == {None} or own in ("BertProcessing", "RobertaProcessing"):
         return
-    ids = {role: getattr(specials, role) for role, wanted in stated.items() if wanted}
-    named = {tokens[i]: i for i in ids.values() if i is not None}
-    bos, eos = ([tokens[ids[r]]] if ids.get(r) is not None else [] for r in ("bos", "eos"))
+    ids = {role: getattr(specials, role) if wanted else None for role, wanted in stated.items()}
+    bos, eos = ([] if i is None else [tokens[i]] for i in ids.values())
     first, second = (
         [f"{part}:{kind}" for part in (*bos, text, *eos)] for kind, text in enumerate(("$A", "$B"))
     )
     backend.post_processor = processors.TemplateProcessing(
-        single=first, pair=[*first, *second], special_tokens=list(named.items())
+        single=first,
+        pair=[*first, *second],
+        special_tokens=[(tokens[i], i) for i in {*ids.values()} if i is not None],
     )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from zoo.models.resnet import VARIANTS, Config
+from zoo.weights import facts as shared
 from zoo.weights.convert import (
     Format,
     Row,
@@ -17,7 +18,6 @@ from zoo.weights.convert import (
     dense,
     norm,
 )
-from zoo.weights import facts as shared
 from zoo.weights.facts import choice, hf_classes, labels, timm_args
 from zoo.weights.hub import Tag
 

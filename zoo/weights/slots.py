@@ -20,7 +20,7 @@ from zoo.weights.convert import WeightsError
 AGAIN = "fetch the file again"
 INSTEAD = "save it as safetensors where it was made"
 RANKS = 32  # axes of a tensor at most
-ALIGNMENT = 64  # bytes, as XLA wants them: jnp.asarray on CPU then shares the memory
+ALIGNMENT = 64  # bytes, as XLA wants them: jax.device_put on CPU then shares the memory
 
 
 class Slot(NamedTuple):

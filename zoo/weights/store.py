@@ -17,7 +17,7 @@ import numpy as np
 import zoo
 from zoo import registry, tree
 from zoo.card import Card, stated
-from zoo.weights import convert, formats
+from zoo.weights import convert, formats, hub
 from zoo.weights.convert import Format, Row, WeightsError
 from zoo.weights.slots import aligned
 
@@ -336,7 +336,7 @@ def _card(path: Path, page: str, config: Any, facts: Mapping[str, Any]) -> Card:
         raise WeightsError(
             f"{path}: config.json or preprocessor_config.json: {type(error).__name__} {error}"
         ) from error
-    return Card(page, asdict(config), paper=registry.paper(page), source=str(path), **known)
+    return Card(page, asdict(config), paper=registry.paper(page), source=hub.origin(path), **known)
 
 
 def _from_json(written: Mapping[str, Any], path: Path) -> Card:
