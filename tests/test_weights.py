@@ -31,8 +31,13 @@ HELD = {  # what a format needs to be otherwise than in TINY
     ("dinov2", "meta"): {"num_classes": 0},
     ("resnet", "timm"): {"depths": (1, 3, 1, 1), "widths": (16, 24, 8, 8), "stem_width": 64},
     ("resnetv2", "timm"): {"widths": (32, 64)},
-    **{("vit", name): {"gelu": "tanh"} for name in ("vit_jax", "big_vision", "big_vision_scan")},
+    **{
+        ("vit", name): {"gelu": "tanh"}
+        for name in ("vit_jax", "vit_jax_linen", "big_vision", "big_vision_scan")
+    },
 }
+# They add the class token's position to the token: a sum that cannot be undone.
+SUMMED = {("dinov2", "timm"), ("vit", "big_vision"), ("vit", "big_vision_scan")}
 MANIFESTS = [  # library, published checkpoint, our variant, the format that reads it
     ("transformers", "microsoft/resnet-50", "resnet50", "hf"),
     ("torchvision", "resnet50", "resnet50", "torchvision"),
@@ -61,8 +66,7 @@ def held(page, format):
     """A tiny model, and variables, that the format holds."""
     model = tiny(page, **HELD.get((page, format), {}))
     variables = random_variables(model)
-    if (page, format) == ("dinov2", "timm"):
-        # Which adds the class token's position to the token: a sum that cannot be undone.
+    if (page, format) in SUMMED:
         variables["params"]["positions"][0] = 0
     return model, variables
 
@@ -538,6 +542,23 @@ def test_an_export_that_would_load_as_another_model_is_refused(page, format, tmp
     model = tiny(page, stem="cifar")
     with pytest.raises(WeightsError, match="stem 'cifar', but would load as 'imagenet'"):
         zoo.save(model, random_variables(model), tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["timm", "vit_jax"])
+def test_a_square_that_was_given_as_a_pair_is_held_as_a_side(format, tmp_path):
+    model = tiny("vit", gelu="tanh", image_size=(32, 32))
+    variables = random_variables(model)
+    zoo.save(model, variables, tmp_path, format=format)
+    loaded_model, loaded = zoo.load(tmp_path)
+    assert loaded_model.config.image_size == 32
+    assert_bitwise(loaded, variables)
+
+
+def test_a_rectangle_with_as_many_patches_as_a_square_is_refused(tmp_path):
+    model = tiny("vit", gelu="tanh", image_size=(16, 64))
+    with pytest.raises(WeightsError, match=r"\(16, 64\), but would load as \(32, 32\)"):
+        zoo.save(model, random_variables(model), tmp_path / "out", format="vit_jax")
     assert not (tmp_path / "out").exists()
 
 

@@ -9,13 +9,24 @@ What there is to record of a family stands in `references/FAMILY.py`.
 A reference is built tiny, every tensor is filled by its name (`fill.py`), and it runs on one
 thread. Torch computes in float64 and its results are rounded to float32 at the end: in float32 the
 gradients through batch statistics differ by up to 1e-4 of their size with the machine's choice of
-kernels, and no second recording could agree within 1e-6. The ONNX graph is float32 by its types.
+kernels, and no second recording could agree within 1e-6. The ONNX graph is float32 by its types,
+and so is Google's JAX code.
 
 The libraries do not all fit into one environment: cases whose library is absent are
 left out by name, so run this once in each of (Python 3.11, where torch is a CPU build)
 
     pip install torch==2.13.0 transformers==5.23.0 onnx==1.23.2 onnxruntime==1.31.1
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
+    pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2      # for the family "flax" alone
+    pip install flax==0.12.8 jax==0.10.2                          # for Google's JAX code
+
+The last needs two clones beside it, for no package holds that code:
+
+    git clone https://github.com/google-research/vision_transformer   # has vit_jax
+    git clone https://github.com/google-research/big_vision
+    git -C vision_transformer checkout 0127fb6
+    git -C big_vision checkout c6de1e5
+    export PYTHONPATH=$PWD/vision_transformer:$PWD/big_vision
 
 An npz holds, with images and hidden states as [b, h, w, c] in float32:
 
@@ -55,6 +66,8 @@ PIP = {
     "torchvision": "pip install torch==2.13.0 torchvision==0.28.0",
     "timm": "pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31",
     "flax": "pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2",
+    "vit_jax": "git clone https://github.com/google-research/vision_transformer",
+    "big_vision": "git clone https://github.com/google-research/big_vision",
 }
 
 

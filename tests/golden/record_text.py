@@ -11,7 +11,7 @@ slow tokenizers of transformers 4 (Python), in Python 3.11 with
 gpt2.tiktoken lies in the sdist of openai-whisper 20250625, the merges in open-clip-torch; both are
 others' and are not copied. The small vocabularies here are trained on this project's own sources.
 
-    text_strings.json.gz        the strings
+    text_strings.json.gz        the strings; where the file is there, they are kept
     text_KIND.json.gz           versions, ids of each string, and where it is ours the vocabulary
 """
 

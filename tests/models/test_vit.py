@@ -1,4 +1,5 @@
-"""ViT and DeiT against transformers and timm, what a fault would look like, and what files say."""
+"""ViT and DeiT against transformers, timm and Google's own code, what a fault would look like, and
+what files say."""
 
 import json
 from dataclasses import replace
@@ -17,6 +18,7 @@ from tests.checkpoints import (
     random_variables,
     saved,
 )
+from tests.golden.fill import fill
 from tests.golden.replay import HERE, Case, check_case, plant
 from zoo import tree
 from zoo.layers import attention, mlp, posemb
@@ -40,8 +42,12 @@ FORMATS = {  # of every golden file
     "vit_timm_mean": "timm",
     "deit_timm_head": "timm",
     "vit_vit_jax": "vit_jax",
+    "vit_vit_jax_pre_logits": "vit_jax",
+    "vit_vit_jax_linen": "vit_jax_linen",
     "vit_big_vision": "big_vision",
     "vit_big_vision_scan": "big_vision_scan",
+    "vit_big_vision_tok": "big_vision",
+    "vit_big_vision_rep_size": "big_vision",
 }
 CASES = {name: Case(name, vit, format) for name, format in FORMATS.items()}
 TRAINING = Case("vit_hf_train", vit, "hf")
@@ -89,6 +95,35 @@ FAULTS = {
         "vit_vit_jax",
         (table, 'layout("d h c", "d (h c)"', 'layout("d h c", "d (c h)"'),
         B0,
+    ),
+    "q and k swapped in JAX's layout": (
+        "vit_vit_jax_linen",
+        (
+            table,
+            '"q"), ("key", "k"), ("value", "v")):\n        rows += [',
+            '"k"), ("key", "q"), ("value", "v")):\n        rows += [',
+        ),
+        B0,
+    ),
+    "a position of the class token where there is none": (
+        "vit_big_vision_tok",
+        (facts, "np.zeros_like(cls[0])", "np.ones_like(cls[0])"),
+        B0,
+    ),
+    "a class token's position for a patch's": (
+        "vit_vit_jax",
+        (table, "1, 3, 2, True", "1, 3, 2, False"),
+        "",
+    ),
+    "no hidden layer before JAX's head": (
+        "vit_vit_jax_pre_logits",
+        (vit, "y = jnp.tanh(", "y = ("),
+        "logits",
+    ),
+    "the class token for the mean": (
+        "vit_big_vision_rep_size",
+        (vit, "x[:, prefix:].mean(axis=1, dtype=jnp.float32).astype(x.dtype)", "x[:, 0]"),
+        "representation",
     ),
     "the layers of a scan in another order": (
         "vit_big_vision_scan",
@@ -209,6 +244,7 @@ HELD = {  # what each format holds beside the sizes
         ODD | {"num_classes": 5},
     ],
     "vit_jax": [TANH, TANH | BARE, TANH | {"representation": 9}],
+    "vit_jax_linen": [TANH, TANH | BARE | {"pool": "mean", "class_token": False}],
     "big_vision": [TANH, TANH | {"pool": "mean", "class_token": False}],
     "big_vision_scan": [TANH, TANH | BARE],
 }
@@ -222,7 +258,44 @@ def test_what_a_format_holds_loads_bitwise(format, changes, tmp_path):
     kernels = {"timm": "antialias", "hf": "bicubic", "hf_flax": "bicubic"}
     kernel = {"positions": kernels.get(format, "linear")}
     assert loaded_model.config == replace(model.config, **kernel)
-    assert_same(loaded, variables)
+    assert_same(loaded, as_held(format, model.config, variables))
+
+
+def as_held(format, config, variables):
+    """big_vision gives the class token no position: what is in it is added to the token."""
+    params = variables["params"]
+    if format.startswith("big_vision") and config.class_token:
+        params["class_token"] += params["positions"][0]
+        params["positions"][0] = 0
+    return variables
+
+
+GOOGLES = [name for name, format in FORMATS.items() if format.startswith(("vit_jax", "big_vision"))]
+
+
+@pytest.mark.parametrize("name", GOOGLES)
+def test_a_file_of_googles_code_is_known_by_its_names_and_written_again_bitwise(name, tmp_path):
+    case = CASES[name]
+    tensors = {name: fill(name, tuple(shape)) for name, shape, _ in case.meta["tensors"]}
+    np.savez(tmp_path / "theirs.npz", **tensors)
+    model, variables = zoo.load(tmp_path / "theirs.npz")
+    assert model.config == case.model().config
+    zoo.save(model, variables, tmp_path / "ours", format=case.format)
+    with np.load(tmp_path / "ours" / "model.npz") as file:
+        assert {name: file[name].tobytes() for name in file} == {
+            name: array.tobytes() for name, array in tensors.items()
+        }
+
+
+def test_a_position_of_big_visions_class_token_is_refused(tmp_path):
+    """Its code of before added one, and has renamed nothing."""
+    saved(vit, tmp_path, "big_vision", gelu="tanh")
+    with np.load(tmp_path / "model.npz") as file:
+        tensors = dict(file)
+    tensors["params/pos_embedding"] = np.zeros((1, 17, 32), np.float32)
+    np.savez(tmp_path / "model.npz", **tensors)
+    with pytest.raises(WeightsError, match="17 positions are of no square image"):
+        zoo.load(tmp_path)
 
 
 REFUSED = {
@@ -355,7 +428,7 @@ def test_big_vision_names_may_come_without_params(tmp_path):
     np.savez(tmp_path / "model.npz", **bare)
     loaded_model, loaded = zoo.load(tmp_path)
     assert loaded_model.config == replace(model.config, positions="linear")
-    assert_same(loaded, variables)
+    assert_same(loaded, as_held("big_vision", model.config, variables))
 
 
 def test_a_map_head_of_big_vision_is_refused_by_name(tmp_path):

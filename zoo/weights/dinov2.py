@@ -3,14 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from zoo.models.dinov2 import Config
 from zoo.weights.convert import (
     DENSE,
     SAME,
     Format,
-    Op,
     Row,
     WeightsError,
     biased_conv,
@@ -21,6 +18,7 @@ from zoo.weights.convert import (
     split,
 )
 from zoo.weights.facts import (
+    NO_EMBED_CLASS,
     choice,
     hf_classes,
     labels,
@@ -28,9 +26,9 @@ from zoo.weights.facts import (
     timm_args,
     timm_attention,
     timm_classes,
-    timm_json,
     timm_model_args,
     timm_sizes,
+    timm_vit_json,
     write_facts,
 )
 from zoo.weights.hub import Tag
@@ -161,20 +159,8 @@ def mlp_ratio(config: Config) -> int:
 # timm and Meta.
 
 
-def sum_of(cls: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """To the bit the first where the second is 0."""
-    return cls + position if position.any() else cls
-
-
-# With registers, timm's positions are those of the patches alone: the class token's is added to the
-# token itself when weights come to timm, and is 0 when they come from there.
-NO_EMBED_CLASS = Op(
-    lambda cls, patches: (cls[0, 0], np.concatenate([np.zeros_like(cls[0]), patches[0]])),
-    lambda cls, rows: (sum_of(cls, rows[0])[None, None], rows[None, 1:]),
-)
-
-
 def timm(config: Config) -> list[Row]:
+    """With registers the positions are those of the patches alone."""
     rows = [
         Row("cls_token", "params/class_token", TOKEN),
         Row("pos_embed", "params/positions", TOKENS),
@@ -244,7 +230,7 @@ def timm_facts(config: Config, card: Any) -> dict[str, Any]:
     reg = "_reg4" if config.registers else ""
     registers = {"reg_tokens": config.registers} if config.registers else {}
     args = {**timm_model_args(config, halves * config.hidden), **registers}
-    return timm_json(f"vit_{size}_patch14{reg}_dinov2", config, args, "token", "head", card)
+    return timm_vit_json(f"vit_{size}_patch14{reg}_dinov2", config, args, "token", "head", card)
 
 
 def meta_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:

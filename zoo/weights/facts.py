@@ -1,11 +1,13 @@
-"""What the `config.json` of Hugging Face's and timm's families say in the same way, both ways."""
+"""What files of several ViTs say in the same way, both ways; most of it stands in `config.json`."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from zoo.spec import sides
-from zoo.weights.convert import DENSE, SAME, Row, WeightsError, dense, layer_norm, split
+from zoo.weights.convert import DENSE, SAME, Op, Row, WeightsError, dense, layer_norm, split
 
 
 def choice(facts: Mapping[str, Any], key: str, known: Mapping[Any, Any], default: Any) -> Any:
@@ -46,6 +48,19 @@ def count(tensors: Mapping[str, Any], pattern: str) -> int:
     while pattern.format(found) in tensors:
         found += 1
     return found
+
+
+def sum_of(cls: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """To the bit the first where the second is 0."""
+    return cls + position if position.any() else cls
+
+
+# (token [1, 1, d], positions [1, n, d]) of files whose class token has no position: it is added to
+# the token itself when weights come to such a file, and is 0 when they come from one.
+NO_EMBED_CLASS = Op(
+    lambda cls, patches: (cls[0, 0], np.concatenate([np.zeros_like(cls[0]), patches[0]])),
+    lambda cls, rows: (sum_of(cls, rows[0])[None, None], rows[None, 1:]),
+)
 
 
 # Hugging Face.
@@ -145,8 +160,11 @@ def timm_args(
     return args
 
 
-def timm_classes(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
-    classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else 0
+def timm_classes(tensors: Mapping[str, Any], facts: Mapping[str, Any], head: str = "head") -> int:
+    """How many classes the head has, 0 where there is none. Raises WeightsError where `config.json`
+    speaks of another number."""
+    found = (f"{head}.weight", f"{head}.bias")
+    classes = next((tensors[name].shape[0] for name in found if name in tensors), 0)
     stated = facts.get("num_classes", classes)
     if stated != classes:
         raise WeightsError(f"config.json: {stated} classes, but the file's head has {classes}")
@@ -219,9 +237,21 @@ def ratio(hidden: int, width: int) -> float:
 
 
 def timm_json(
-    architecture: str, config: Any, args: Mapping[str, Any], pool: str, head: Any, card: Any
+    architecture: str,
+    config: Any,
+    args: Mapping[str, Any],
+    card: Any,
+    *,
+    width: int,
+    pool: str,
+    ends: tuple[str, Any],
+    fixed: bool,
 ) -> dict[str, Any]:
-    """timm's `config.json`; of the pictures only what the card knows."""
+    """timm's `config.json`; of the pictures only what the card knows.
+
+    width: of the features that enter the head. ends: timm's names of the first layer and of the
+    head, or of several heads. fixed: whether pictures of another size need other weights.
+    """
     known, pictures = card.preprocess, {}
     if known is not None:
         modes = {"crop": "center", "squash": "squash"}
@@ -232,20 +262,28 @@ def timm_json(
             "mean": list(known.mean),
             "std": list(known.std),
         }
+    first, head = ends
     return {
         "architecture": architecture,
         "num_classes": config.num_classes,
-        "num_features": config.width,
+        "num_features": width,
         "global_pool": pool,
         **({"label_names": list(card.labels)} if card.labels else {}),
         "model_args": dict(args),
         "pretrained_cfg": {
             "input_size": [config.in_channels, *sides(config.image_size)],
-            "fixed_input_size": True,
+            "fixed_input_size": fixed,
             "num_classes": config.num_classes,
-            "first_conv": "patch_embed.proj",
+            "first_conv": first,
             "classifier": head,
             **pictures,
             **({"license": card.licence} if card.licence else {}),
         },
     }
+
+
+def timm_vit_json(
+    architecture: str, config: Any, args: Mapping[str, Any], pool: str, head: Any, card: Any
+) -> dict[str, Any]:
+    facts = {"width": config.width, "pool": pool, "fixed": True}
+    return timm_json(architecture, config, args, card, ends=("patch_embed.proj", head), **facts)

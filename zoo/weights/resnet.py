@@ -3,11 +3,9 @@ torchvision and timm (`resnet50`), which share theirs."""
 
 import re
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from zoo.models.resnet import VARIANTS, Config
-from zoo.weights import facts as shared
 from zoo.weights.convert import (
     Format,
     Row,
@@ -18,7 +16,7 @@ from zoo.weights.convert import (
     dense,
     norm,
 )
-from zoo.weights.facts import choice, hf_classes, labels, timm_args
+from zoo.weights.facts import choice, hf_classes, labels, timm_args, timm_classes, timm_json
 from zoo.weights.hub import Tag
 
 SCAN_START = 1  # a stage's first block stands alone
@@ -184,34 +182,8 @@ def timm_facts(config: Config, card: Any) -> dict[str, Any]:
     known = {(v.config.block, v.config.depths): name for name, v in VARIANTS.items()}
     other = {"basic": "resnet18", "bottleneck": "resnet50"}[config.block]
     architecture = known.get((config.block, config.depths), other)
-    ends = {"first_conv": "conv1", "classifier": "fc"}
-    return timm_json(architecture, config, args, ends, card)
-
-
-def timm_classes(tensors: Mapping[str, Any], facts: Mapping[str, Any], head: str) -> int:
-    """How many classes the head has, 0 where there is none. Raises WeightsError where `config.json`
-    speaks of another number."""
-    found = (f"{head}.weight", f"{head}.bias")
-    classes = next((tensors[name].shape[0] for name in found if name in tensors), 0)
-    stated = facts.get("num_classes", classes)
-    if stated != classes:
-        raise WeightsError(f"config.json: {stated} classes, but the file's head has {classes}")
-    return classes
-
-
-def timm_json(
-    architecture: str, config: Any, args: Mapping[str, Any], ends: Mapping[str, str], card: Any
-) -> dict[str, Any]:
-    """timm's `config.json`. ends: what timm's `pretrained_cfg` calls the first and last layer."""
-    sizes = SimpleNamespace(
-        width=config.widths[-1],
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        num_classes=config.num_classes,
-    )
-    written = shared.timm_json(architecture, sizes, args, "avg", ends["classifier"], card)
-    written["pretrained_cfg"] |= {**ends, "fixed_input_size": False}
-    return written
+    facts = {"width": config.widths[-1], "pool": "avg", "fixed": False}
+    return timm_json(architecture, config, args, card, ends=("conv1", "fc"), **facts)
 
 
 IGNORED = (r".*\.num_batches_tracked",)

@@ -15,9 +15,8 @@ from zoo.weights.convert import (
     counters,
     norm,
 )
-from zoo.weights.facts import choice, timm_args
+from zoo.weights.facts import choice, timm_args, timm_classes, timm_json
 from zoo.weights.hub import Tag
-from zoo.weights.resnet import timm_classes, timm_json
 
 SCAN_START = 1  # a stage's first block stands alone
 MODEL_TYPES = ()
@@ -94,8 +93,8 @@ def timm_facts(config: Config, card: Any) -> dict[str, Any]:
     }
     known = {variant.config.depths: name for name, variant in VARIANTS.items()}
     architecture = known.get(config.depths, "resnetv2_50")
-    ends = {"first_conv": "stem.conv", "classifier": "head.fc"}
-    return timm_json(architecture, config, args, ends, card)
+    facts = {"width": config.widths[-1], "pool": "avg", "fixed": False}
+    return timm_json(architecture, config, args, card, ends=("stem.conv", "head.fc"), **facts)
 
 
 FORMATS = {

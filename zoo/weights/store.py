@@ -17,6 +17,7 @@ import numpy as np
 import zoo
 from zoo import registry, tree
 from zoo.card import Card, stated
+from zoo.spec import sides
 from zoo.weights import convert, formats, hub
 from zoo.weights.convert import Format, Row, WeightsError
 from zoo.weights.slots import aligned
@@ -188,17 +189,25 @@ def _check_held(
     form: Format, name: str, config: Any, tensors: Mapping[str, Any], facts: Any
 ) -> None:
     """Raises WeightsError unless what would be written loads as the same model again."""
-    found = asdict(form.config(convert.specs(tensors), facts or {}))
+    found = _fields(form.config(convert.specs(tensors), facts or {}))
     lost = form.lost if name != "flax" else ()
     differ = [
         f"{key} {value!r}, but would load as {found[key]!r}"
-        for key, value in asdict(config).items()
+        for key, value in _fields(config).items()
         if key not in lost and found[key] != value
     ]
     if differ:
         raise WeightsError(
             f'format {name!r} cannot hold this model: {"; ".join(differ)}; save it with "flax"'
         )
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """Those of a Config, its image_size as (height, width): 224 and (224, 224) are one."""
+    found = asdict(config)
+    if "image_size" in found:
+        found["image_size"] = sides(found["image_size"])
+    return found
 
 
 def read_card(path: Path) -> Card:

@@ -1,7 +1,7 @@
 """ViT and DeiT: names of Hugging Face (PyTorch and the removed Flax classes), timm and Google's JAX
 files (vit_jax, big_vision)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from zoo.weights.convert import (
     stacked,
 )
 from zoo.weights.facts import (
+    NO_EMBED_CLASS,
     choice,
     count,
     hf_classes,
@@ -33,9 +34,9 @@ from zoo.weights.facts import (
     timm_args,
     timm_attention,
     timm_classes,
-    timm_json,
     timm_model_args,
     timm_sizes,
+    timm_vit_json,
     write_facts,
 )
 from zoo.weights.hub import Tag
@@ -227,17 +228,23 @@ def timm_facts(config: Config, card: Any) -> dict[str, Any]:
         **tokens,
     }
     heads = ["head", "head_dist"] if distilled else "head"
-    return timm_json(architecture, config, args, pool, heads, card)
+    return timm_vit_json(architecture, config, args, pool, heads, card)
 
 
-# Google's JAX code. Its GELU is the tanh approximation, which `flax.linen.gelu` is unless told
-# otherwise (vit_jax/models_vit.py, big_vision/models/vit.py: class MlpBlock), and both repositories
-# resize positions by `scipy.ndimage.zoom` of order 1. The files state neither.
+# Google's JAX code, read and run at these commits:
+#
+#     github.com/google-research/vision_transformer  0127fb6  vit_jax/models_vit.py, checkpoint.py
+#     github.com/google-research/big_vision          c6de1e5  big_vision/models/vit.py
+#
+# In both, GELU is the tanh approximation, which `flax.linen.gelu` is unless told otherwise (class
+# MlpBlock), and positions are resized by `scipy.ndimage.zoom` of order 1 (interpolate_posembed,
+# resample_posemb). The files state neither.
 
 
 class Layout(NamedTuple):
     """Where a file has its tensors. attention, mlp, norm2: the numbers that Flax gave these parts
-    of a layer, counting each kind by itself or all of them."""
+    of a layer, counting each kind by itself or, before Linen, all of them. embed_class: whether the
+    class token has a position, or joins the patches when theirs have been added."""
 
     prefix: str
     positions: str
@@ -245,21 +252,23 @@ class Layout(NamedTuple):
     attention: int
     mlp: int
     norm2: int
+    embed_class: bool
 
 
-# github.com/google-research/vision_transformer (the original files and AugReg's) and
-# github.com/google-research/big_vision, whose layers are one tensor each with `scan=True`.
+# vit_jax: the original files and AugReg's, which its loader renumbers, and what its modules call
+# their tensors today. big_vision: with `scan=True` each tensor of the layers is one of all layers.
 VIT_JAX = Layout(
-    "", "Transformer/posembed_input/pos_embedding", "Transformer/encoderblock_{}", 1, 3, 2
+    "", "Transformer/posembed_input/pos_embedding", "Transformer/encoderblock_{}", 1, 3, 2, True
 )
+VIT_JAX_LINEN = VIT_JAX._replace(attention=0, mlp=0, norm2=1)
 BIG_VISION = Layout(
-    "params/", "params/pos_embedding", "params/Transformer/encoderblock_{}", 0, 0, 1
+    "params/", "params/pos_embedding", "params/Transformer/encoderblock_{}", 0, 0, 1, False
 )
 BIG_VISION_SCAN = BIG_VISION._replace(layer="params/Transformer/encoderblock")
 
 
 def jax_rows(names: Layout, config: Config) -> list[Row]:
-    rows = jax_ends(names)
+    rows = jax_ends(names, config)
     for i in range(config.depth):
         for name, leaf, op in jax_layer(names, config.heads):
             rows.append(Row(name.format(i), f"params/block_{i}/{leaf}", op))
@@ -267,18 +276,25 @@ def jax_rows(names: Layout, config: Config) -> list[Row]:
 
 
 def jax_scanned_rows(names: Layout, config: Config) -> list[Row]:
-    rows = jax_ends(names)
+    rows = jax_ends(names, config)
     for name, leaf, op in jax_layer(names, config.heads):
         leaves = tuple(f"params/block_{i}/{leaf}" for i in range(config.depth))
         rows.append(Row(name, leaves, stacked(op)))
     return rows
 
 
-def jax_ends(names: Layout) -> list[Row]:
+def jax_ends(names: Layout, config: Config) -> list[Row]:
     """What is there before and after the layers."""
-    return [
-        Row(f"{names.prefix}cls", "params/class_token", TOKEN),
+    cls = f"{names.prefix}cls"
+    rows = [
+        Row(cls, "params/class_token", TOKEN),
         Row(names.positions, "params/positions", TOKENS),
+    ]
+    if config.class_token and not names.embed_class:
+        ours = ("params/class_token", "params/positions")
+        rows = [Row((cls, names.positions), ours, NO_EMBED_CLASS)]
+    return [
+        *rows,
         *linen(f"{names.prefix}embedding", "embed", "kernel", "bias"),
         *linen(f"{names.prefix}Transformer/encoder_norm", "norm", "scale", "bias"),
         *linen(f"{names.prefix}pre_logits", "representation", "kernel", "bias"),
@@ -317,6 +333,7 @@ def jax_config(names: Layout, tensors: Mapping[str, Any], facts: Mapping[str, An
     biases = (f"{names.prefix}pre_logits/bias", f"{names.prefix}head/bias")
     representation, classes = (tensors[n].shape[0] if n in tensors else 0 for n in biases)
     scanned = len(bias) == 3
+    patches = tensors[names.positions].shape[1] - (class_token and names.embed_class)
     return Config(
         patch=side([patch, across]),
         width=width,
@@ -328,7 +345,7 @@ def jax_config(names: Layout, tensors: Mapping[str, Any], facts: Mapping[str, An
         representation=representation,
         gelu="tanh",
         positions="linear",
-        image_size=square(tensors[names.positions].shape[1] - class_token, patch),
+        image_size=square(patches, patch),
         in_channels=channels,
         num_classes=classes,
     )
@@ -338,6 +355,22 @@ def jax_config(names: Layout, tensors: Mapping[str, Any], facts: Mapping[str, An
 RUN = ("layers", "remat")
 TRAINED = ("drop_path", "patch_dropout", "positions")
 FIRST = "layer.0.layernorm_before"
+
+
+def _jax(
+    names: Layout, rows: Callable[[Layout, Config], list[Row]] = jax_rows, **more: Any
+) -> Format:
+    return Format(
+        rows=partial(rows, names),
+        marker=f"{names.layer.format(0)}/LayerNorm_{names.norm2}/scale",
+        ignored=(),
+        config=partial(jax_config, names),
+        lost=(*RUN, *TRAINED, "dropout"),
+        file="model.npz",
+        **more,
+    )
+
+
 FORMATS = {
     "hf": Format(
         rows=hf,
@@ -365,33 +398,14 @@ FORMATS = {
         lost=(*RUN, *TRAINED, "dropout"),
         absent=("blocks.0.ls1.gamma",),
     ),
-    "vit_jax": Format(
-        rows=partial(jax_rows, VIT_JAX),
-        marker=VIT_JAX.positions,
-        ignored=(),
-        config=partial(jax_config, VIT_JAX),
-        lost=(*RUN, *TRAINED, "dropout"),
-        file="model.npz",
+    "vit_jax": _jax(VIT_JAX),
+    # big_vision's layers have the same names, and without its prefix so have its whole files but
+    # for the positions.
+    "vit_jax_linen": _jax(
+        VIT_JAX_LINEN, absent=(BIG_VISION.positions.removeprefix(BIG_VISION.prefix),)
     ),
-    "big_vision": Format(
-        rows=partial(jax_rows, BIG_VISION),
-        marker=f"{BIG_VISION.layer.format(0)}/LayerNorm_0/scale",
-        ignored=(),
-        config=partial(jax_config, BIG_VISION),
-        lost=(*RUN, *TRAINED, "dropout"),
-        prefix=BIG_VISION.prefix,
-        absent=(VIT_JAX.positions,),
-        file="model.npz",
-    ),
-    "big_vision_scan": Format(
-        rows=partial(jax_scanned_rows, BIG_VISION_SCAN),
-        marker=f"{BIG_VISION_SCAN.layer}/LayerNorm_0/scale",
-        ignored=(),
-        config=partial(jax_config, BIG_VISION_SCAN),
-        lost=(*RUN, *TRAINED, "dropout"),
-        prefix=BIG_VISION.prefix,
-        file="model.npz",
-    ),
+    "big_vision": _jax(BIG_VISION, prefix=BIG_VISION.prefix, absent=(VIT_JAX.positions,)),
+    "big_vision_scan": _jax(BIG_VISION_SCAN, jax_scanned_rows, prefix=BIG_VISION.prefix),
 }
 
 

@@ -1,27 +1,33 @@
-"""ViT and DeiT from transformers and timm, and Google's JAX files as timm reads them."""
+"""ViT and DeiT from transformers, timm and Google's own JAX code."""
 
-import tempfile
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from types import MappingProxyType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
-from fill import fill
+from fill import fill, image
 
 from references.common import (
     Case,
+    Recording,
     Reference,
     evaluate,
     filled,
     filled_file,
     import_torchvision,
+    meta,
     saved,
+    tensors,
     timm_manifest,
     train,
     transformers_manifest,
     versions,
 )
+from references.flax import flatten, flatten_states, unflatten
 
 
 def transformers_vit(kind: str, interpolate: bool = False, **config: Any) -> Reference:
@@ -96,100 +102,125 @@ def timm_parts(depth: int) -> dict[str, str]:
     return {**{f"block_{i}": f"blocks.{i}" for i in range(depth)}, "norm": "norm"}
 
 
-def jax_vit(layout: str, **config: Any) -> Reference:
-    """A file in the layout of Google's JAX code, as timm reads it: `vit_jax` (AugReg and before) or
-    `big_vision`, whose layers may be stacked (`big_vision_scan`).
+# Google's own JAX code, which no package has: record.py says where it is. It computes in float32,
+# by the dtypes that its modules name.
 
-    That code's GELU is the tanh approximation, so timm is asked for it.
-    """
-    model = timm_model("vit_base_patch16_224", False, **config)
-    shapes = dict(LAYOUTS[layout](**config))
-    arrays = {name: fill(name, shape) for name, shape in shapes.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.npz"
-        np.savez(path, **arrays)
-        model.load_pretrained(str(path))
-    return Reference(
-        model,
-        config,
-        parts=timm_parts(config["depth"]),
-        versions=versions("timm", "torch"),
-        files=lambda model: arrays,
+
+class Google(NamedTuple):
+    """A model of theirs. states: (parameters, images) → output, hidden states by our names."""
+
+    model: Any
+    states: Callable[[Any, np.ndarray], tuple[Any, dict[str, Any]]]
+    prefix: str = ""  # of the names in files
+
+
+def vit_jax(**config: Any) -> Google:
+    from vit_jax.models_vit import VisionTransformer
+
+    model = VisionTransformer(
+        num_classes=config["num_classes"],
+        patches=SimpleNamespace(size=(config["patch"],) * 2),
+        transformer={
+            "num_layers": config["depth"],
+            "num_heads": config["heads"],
+            "mlp_dim": config["mlp"],
+        },
+        hidden_size=config["width"],
+        representation_size=config.get("representation"),
+        classifier="token",
+    )
+    parts = {f"block_{i}": f"Transformer/encoderblock_{i}" for i in range(config["depth"])}
+    parts["norm"] = "Transformer/encoder_norm"
+
+    def states(params: Any, x: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        output, seen = model.apply(
+            {"params": params},
+            x,
+            train=False,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+        seen = flatten_states(seen)
+        return output, {ours: seen[theirs] for ours, theirs in parts.items()}
+
+    return Google(model, states)
+
+
+def big_vision(scan: bool = False, **config: Any) -> Google:
+    # What it trains with, TensorFlow among it: the model's file imports this and calls it to load.
+    sys.modules["big_vision.utils"] = ModuleType("big_vision.utils")
+    from big_vision.models.vit import Model
+
+    model = Model(
+        config["num_classes"],
+        patch_size=(config["patch"],) * 2,
+        width=config["width"],
+        depth=config["depth"],
+        num_heads=config["heads"],
+        mlp_dim=config["mlp"],
+        rep_size=config.get("representation", False),
+        pool_type="tok" if config["class_token"] else "gap",
+        scan=scan,
     )
 
+    def states(params: Any, x: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        output, out = model.apply({"params": params}, x)
+        blocks = {
+            f"block_{i}": out["encoder"][f"block{i:02d}"]["+mlp"] for i in range(config["depth"])
+        }
+        return output, {**blocks, "norm": out["encoded"]}
 
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
-
-
-def vit_jax_shapes(**config: Any) -> Shapes:
-    yield "Transformer/posembed_input/pos_embedding", (1, 1 + patches(**config), config["width"])
-    yield from ends("", **config)
-    for i in range(config["depth"]):
-        yield from layer(f"Transformer/encoderblock_{i}", (1, 3, 2), (), **config)
-
-
-def big_vision_shapes(**config: Any) -> Shapes:
-    yield "params/pos_embedding", (1, 1 + patches(**config), config["width"])
-    yield from ends("params/", **config)
-    for i in range(config["depth"]):
-        yield from layer(f"params/Transformer/encoderblock_{i}", (0, 0, 1), (), **config)
+    return Google(model, states, "params/")
 
 
-def big_vision_scan_shapes(**config: Any) -> Shapes:
-    yield "params/pos_embedding", (1, 1 + patches(**config), config["width"])
-    yield from ends("params/", **config)
-    yield from layer("params/Transformer/encoderblock", (0, 0, 1), (config["depth"],), **config)
-
-
-LAYOUTS = {
-    "vit_jax": vit_jax_shapes,
-    "big_vision": big_vision_shapes,
-    "big_vision_scan": big_vision_scan_shapes,
+LIBRARIES = {"vit_jax": vit_jax, "big_vision": big_vision}
+# Before Linen, Flax counted all parts of a layer together: so they are called in vit_jax's files.
+PRE_LINEN = {
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
 }
 
 
-def patches(*, image_size: int, patch: int, **_: Any) -> int:
-    return (image_size // patch) ** 2
-
-
-def ends(prefix: str, *, width: int, patch: int, num_classes: int, **_: Any) -> Shapes:
-    """What is there before and after the layers."""
-    yield f"{prefix}cls", (1, 1, width)
-    yield f"{prefix}embedding/kernel", (patch, patch, 3, width)
-    yield f"{prefix}embedding/bias", (width,)
-    yield f"{prefix}Transformer/encoder_norm/scale", (width,)
-    yield f"{prefix}Transformer/encoder_norm/bias", (width,)
-    yield f"{prefix}head/kernel", (width, num_classes)
-    yield f"{prefix}head/bias", (num_classes,)
-
-
-def layer(
-    prefix: str,
-    numbers: tuple[int, int, int],
-    stack: tuple[int, ...],
+def google(
+    library: str,
+    case: str,
     *,
-    width: int,
-    heads: int,
-    mlp: int,
-    **_: Any,
-) -> Shapes:
-    """One layer, or a stack of them. numbers: those of attention, MLP and the second norm."""
-    attention, dense, norm = numbers
-    split = (heads, width // heads)
-    for name in ("query", "key", "value"):
-        yield (
-            f"{prefix}/MultiHeadDotProductAttention_{attention}/{name}/kernel",
-            (*stack, width, *split),
-        )
-        yield f"{prefix}/MultiHeadDotProductAttention_{attention}/{name}/bias", (*stack, *split)
-    yield f"{prefix}/MultiHeadDotProductAttention_{attention}/out/kernel", (*stack, *split, width)
-    yield f"{prefix}/MultiHeadDotProductAttention_{attention}/out/bias", (*stack, width)
-    for i, sides in enumerate([(width, mlp), (mlp, width)]):
-        yield f"{prefix}/MlpBlock_{dense}/Dense_{i}/kernel", (*stack, *sides)
-        yield f"{prefix}/MlpBlock_{dense}/Dense_{i}/bias", (*stack, sides[1])
-    for i in (0, norm):
-        yield f"{prefix}/LayerNorm_{i}/scale", (*stack, width)
-        yield f"{prefix}/LayerNorm_{i}/bias", (*stack, width)
+    names: Mapping[str, str] = MappingProxyType({}),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **config: Any,
+) -> Recording:
+    """Evaluation mode. names: what parts of a layer are called in files, where that differs;
+    options: of the model, beside our `config`."""
+    import jax
+    from flax.training.checkpoints import convert_pre_linen
+
+    jax.config.update("jax_platforms", "cpu")
+    side = config["image_size"]
+    reference, x = LIBRARIES[library](**options, **config), image(case, (2, side, side, 3))
+    init = partial(reference.model.init, train=False)
+    shapes = flatten(jax.eval_shape(init, jax.random.key(0), x)["params"])
+    shapes = {_in_file(name, names): leaf.shape for name, leaf in shapes.items()}
+    filled = {name: fill(reference.prefix + name, shape) for name, shape in shapes.items()}
+    # Both repositories' loaders call it, whatever the file.
+    output, hidden = reference.states(convert_pre_linen(unflatten(filled)), x)
+    rows = tensors({reference.prefix + name: array for name, array in filled.items()})
+    made_by = {library: commit(library), **versions("flax", "jax")}
+    header = meta(case, made_by, config, x.shape, tensors=rows)
+    arrays = {f"hidden/{name}": state for name, state in hidden.items()}
+    arrays["logits" if config["num_classes"] else "representation"] = output
+    return {"meta": header, "input": x, **{name: np.asarray(a) for name, a in arrays.items()}}
+
+
+def _in_file(name: str, names: Mapping[str, str]) -> str:
+    return "/".join(names.get(part, part) for part in name.split("/"))
+
+
+def commit(library: str) -> str:
+    """Of the clone that it is imported from."""
+    (folder,) = import_module(library).__path__
+    command = ["git", "-C", folder, "rev-parse", "--short=7", "HEAD"]
+    return subprocess.check_output(command, text=True).strip()
 
 
 # Names of full-size models.
@@ -273,11 +304,18 @@ TIMM_CASES = {
         image_size=16,
     ),
 }
-JAX = {
-    f"vit_{layout}": partial(
-        jax_vit, layout, **SIZES, gelu="tanh", positions="linear", num_classes=5, image_size=16
-    )
-    for layout in LAYOUTS
+LIKE_GOOGLE = {**SIZES, "gelu": "tanh", "positions": "linear", "image_size": 16, "num_classes": 5}
+VIT_JAX = partial(google, "vit_jax", **LIKE_GOOGLE)
+TOK = partial(google, "big_vision", **LIKE_GOOGLE, class_token=True)
+GAP = partial(google, "big_vision", **LIKE_GOOGLE, class_token=False, pool="mean")
+GOOGLE_CASES = {
+    "vit_vit_jax": partial(VIT_JAX, names=PRE_LINEN),
+    "vit_vit_jax_pre_logits": partial(VIT_JAX, names=PRE_LINEN, representation=12),
+    "vit_vit_jax_linen": VIT_JAX,
+    "vit_big_vision": GAP,
+    "vit_big_vision_scan": partial(GAP, options={"scan": True}),
+    "vit_big_vision_tok": TOK,
+    "vit_big_vision_rep_size": partial(GAP, representation=12, num_classes=0),
 }
 # Images, and where they differ from `image_size`: larger, smaller, and not square.
 IMAGES = {
@@ -298,7 +336,8 @@ def case(library: str, name: str, build: Any) -> Case:
 CASES = (
     *(case("transformers", name, build) for name, build in HF.items()),
     Case("vit_hf_train", "transformers", partial(train, HF["vit_hf"], (4, 16, 16))),
-    *(case("timm", name, build) for name, build in {**TIMM_CASES, **JAX}.items()),
+    *(case("timm", name, build) for name, build in TIMM_CASES.items()),
+    *(Case(name, record.args[0], record) for name, record in GOOGLE_CASES.items()),
     Case("vit_manifests.json", "transformers", partial(transformers_manifest, HUB)),
     Case("vit_manifests.json", "timm", partial(timm_manifest, TIMM)),
 )
