@@ -128,6 +128,7 @@ def assert_equal(a, b) -> None:
 # ---- the first state ----
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("sizes", [Parallel(), Parallel(data=1, fsdp=8)], ids=["data", "fsdp"])
 def test_the_first_state_holds_the_loaded_arrays_in_its_shards(name, weights, sizes):
     cfg = experiment(name, weights, parallel=sizes, step=Step(ema=0.9), optim=Optim("adamw"))
@@ -420,6 +421,7 @@ def test_a_revision_of_nothing_is_refused():
         check(experiment("resnet", None, init=Init(revision="main")))
 
 
+@pytest.mark.quick
 def test_the_option_is_called_from(tmp_path):
     cfg, _ = parse("resnet_digits", ["--init.from", "a/b", "--init.revision", "main"])
     assert cfg.init == Init("a/b", "main")

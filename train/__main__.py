@@ -117,7 +117,7 @@ def constructors() -> Any:
     def init(info: StructTypeInfo) -> StructConstructorSpec | None:
         if info.type is not Init:
             return None
-        source = Annotated[str | None, arg(name="from", help="path, hub id or tag of weights")]
+        source: Any = Annotated[str | None, arg(name="from", help="path, hub id or tag of weights")]
         hints = get_type_hints(Init) | {"source": source}
         known = [
             StructFieldSpec(field.name, hints[field.name], getattr(info.default, field.name))

@@ -38,7 +38,7 @@ def start(init: Init, fresh: State, task: Task) -> State:
         return fresh
     if task.model is None:
         raise ConfigError("--init.from: this task has no single model that could take the weights")
-    model, loaded, card = load(init, task.model.config)
+    model, loaded, card = load(init.source, init.revision, task.model.config)
     check_architecture(init, model, task.model)
     compare_preprocess(init, card.preprocess, task.card and task.card.preprocess)
     wanted = {"params": fresh.params, **fresh.vars}
@@ -53,14 +53,14 @@ def start(init: Init, fresh: State, task: Task) -> State:
     return fresh.replace(params=variables.pop("params"), vars=variables, ema=ema)
 
 
-def load(init: Init, wanted: Any) -> tuple[Any, dict[str, Any], Card]:
+def load(source: str, revision: str | None, wanted: Any) -> tuple[Any, dict[str, Any], Card]:
     """Model, variables and card at the image size of `wanted`, with the classes that are stored."""
     size = vars(wanted).get("image_size")
     try:
-        card = zoo.card(init.source, revision=init.revision)
-        return *zoo.load(init.source, image_size=size, revision=init.revision), card
+        card = zoo.card(source, revision=revision)
+        return *zoo.load(source, image_size=size, revision=revision), card
     except (ValueError, OSError) as error:
-        raise ConfigError(f"--init.from {init.source}: {error}") from error
+        raise ConfigError(f"--init.from {source}: {error}") from error
 
 
 def check_architecture(init: Init, held: Any, wanted: Any) -> None:

@@ -24,8 +24,8 @@ The last needs two clones beside it, for no package holds that code:
 
     git clone https://github.com/google-research/vision_transformer   # has vit_jax
     git clone https://github.com/google-research/big_vision
-    git -C vision_transformer checkout 0127fb6
-    git -C big_vision checkout c6de1e5
+    git -C vision_transformer checkout c6de1e5
+    git -C big_vision checkout 0127fb6
     export PYTHONPATH=$PWD/vision_transformer:$PWD/big_vision
 
 An npz holds, with images and hidden states as [b, h, w, c] in float32:

@@ -233,8 +233,8 @@ def timm_facts(config: Config, card: Any) -> dict[str, Any]:
 
 # Google's JAX code, read and run at these commits:
 #
-#     github.com/google-research/vision_transformer  0127fb6  vit_jax/models_vit.py, checkpoint.py
-#     github.com/google-research/big_vision          c6de1e5  big_vision/models/vit.py
+#     github.com/google-research/vision_transformer  c6de1e5  vit_jax/models_vit.py, checkpoint.py
+#     github.com/google-research/big_vision          0127fb6  big_vision/models/vit.py
 #
 # In both, GELU is the tanh approximation, which `flax.linen.gelu` is unless told otherwise (class
 # MlpBlock), and positions are resized by `scipy.ndimage.zoom` of order 1 (interpolate_posembed,
