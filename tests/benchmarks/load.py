@@ -5,7 +5,8 @@
 
 transformers writes ViT-B/16 with random weights into a temporary directory; then, in turns, each
 side loads it in a process of its own, after its imports. Seconds are of the load call alone,
-ours until every array is ready. Memory is the peak of the process's resident set
+ours until every array is ready, and of the call with a sum over every weight after it: transformers
+maps the file, and reads a weight when it is used. Memory is the peak of the process's resident set
 above what it was just before the call, as a share of the file's size.
 Prints one JSON object.
 """
@@ -37,19 +38,26 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before, start = resident(), time.perf_counter()
 CALL
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "bytes": peak() - before}))
+used = peak() - before
+total = sum(float(x.sum()) for x in WEIGHTS)
+summed = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "summed": summed, "bytes": used}))
 """
 
 SIDES = {
     "flax-zoo": (
-        "import jax, zoo; from zoo.weights import hub, store; jax.devices()",
+        "import jax, numpy, zoo; from zoo.weights import hub, store; jax.devices()",
         "model, variables = zoo.load(sys.argv[1]); jax.block_until_ready(variables)",
+        "map(numpy.asarray, jax.tree.leaves(variables))",
     ),
     "transformers": (
         "import torch; from transformers import ViTForImageClassification",
         "model = ViTForImageClassification.from_pretrained(sys.argv[1])",
+        "(x.detach().numpy() for x in model.parameters())",
     ),
 }
+
+MEDIANS = ("median_seconds", "median_seconds_with_a_sum")
 
 
 def write(directory: str) -> int:
@@ -61,8 +69,8 @@ def write(directory: str) -> int:
 
 
 def measure(side: str, directory: str) -> dict[str, float]:
-    setup, call = SIDES[side]
-    program = MEASURE.replace("SETUP", setup).replace("CALL", call)
+    setup, call, weights = SIDES[side]
+    program = MEASURE.replace("SETUP", setup).replace("CALL", call).replace("WEIGHTS", weights)
     arguments = [sys.executable, "-c", program, directory]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=True)
     return json.loads(run.stdout.splitlines()[-1])
@@ -84,15 +92,16 @@ def main() -> None:
         side: {
             "median_seconds": statistics.median(run["seconds"] for run in runs),
             "seconds": [round(run["seconds"], 3) for run in runs],
+            "median_seconds_with_a_sum": statistics.median(run["summed"] for run in runs),
             "peak_share_of_file": max(run["bytes"] for run in runs) / size,
         }
         for side, runs in found.items()
     }
-    ours, theirs = (result[side]["median_seconds"] for side in SIDES)
+    medians = {key: [found[key] for found in result.values()] for key in MEDIANS}
     libraries = ("jax", "flax", "safetensors", "torch", "transformers")
     facts = {
         "file_bytes": size,
-        "ratio_of_seconds": ours / theirs,
+        **{f"ratio_of_{key}": ours / theirs for key, (ours, theirs) in medians.items()},
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in libraries},
     }

@@ -94,7 +94,7 @@ FAULTS = {
     "aliased positions": ("dinov2_hf_registers", (posemb, 'as": antialias', 'as": bicubic'), B0),
     "positions of a class token that timm has not": (
         "dinov2_timm_registers",
-        (table, "np.zeros_like(cls[0])", "np.ones_like(cls[0])"),
+        (facts, "np.zeros_like(cls[0])", "np.ones_like(cls[0])"),
         B0,
     ),
     "no transposing": (
