@@ -5,7 +5,7 @@
 The weights are facebook/dinov2-small from the hub (another copy: `--init.from PATH`), its positions
 resized from 518 to 224 pixels. Everything but the head is frozen; the head reads the class token
 beside the mean of the patches, as in the paper's evaluation (arXiv:2304.07193, appendix B.3), and
-starts at zero. Another size: `--model.name dinov2_b14 --init.from facebook/dinov2-base`.
+starts near zero. Another size: `--model.name dinov2_b14 --init.from facebook/dinov2-base`.
 Oxford Flowers must be prepared by TFDS once (the trainer prints the command): 1,020 pictures to
 train, 1,020 to validate, 6,149 to test.
 Result: not yet run.

@@ -8,7 +8,7 @@ cutmix 1.0, random erasing 0.25. Ti, S and B share it (`--model.name vit_ti16`, 
 
 Differs from the paper: no repeated augmentation, each picture is seen once an epoch; RandAugment's
 magnitude is not noisy (0.5 there); the rate decays to 0 instead of 1e-5; pictures are resized
-bilinearly.
+bilinearly; weights start as in the paper of ViT (Xavier, a head of zeros).
 ImageNet must be prepared by TFDS once (the trainer prints the command).
 Result: not yet run.
 """

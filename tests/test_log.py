@@ -11,8 +11,8 @@ from rich.console import Console
 
 from train import log, workdir
 from train.config import Experiment, Images
-from train.data.augment import Unreadable
 from train.data.pipeline import Skips
+from zoo.preprocess import Unreadable
 
 CFG = Experiment(data=Images(batch_size=64), steps=40, log_every=2, log="plain", tensorboard=False)
 

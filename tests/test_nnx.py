@@ -25,7 +25,7 @@ LABELS = jnp.array([3, 1, 4, 1])
 
 @pytest.fixture(scope="module", params=MODELS)
 def ran(request, tmp_path_factory):
-    """What the block leaves behind where the file has seven classes, and the recipe asks for ten."""
+    """What the block leaves behind; the file has seven classes, and the recipe asks for ten."""
     return execute(request.param, tmp_path_factory.mktemp(request.param), num_classes=7)
 
 

@@ -84,6 +84,11 @@ def resnet(tmp_path_factory) -> str:
     return save(tmp_path_factory.mktemp("resnet") / "weights", "resnet")
 
 
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> str:
+    return save(tmp_path_factory.mktemp("vit") / "weights", "vit")
+
+
 def experiment(name: str, source: str | None, **changes) -> Experiment:
     fields = {
         "model": MODELS[name],
@@ -334,6 +339,18 @@ def test_another_architecture_is_answered_with_the_options_that_make_it(resnet, 
     cfg = ["--init.from", resnet, *shlex.split(message.partition("take ")[2])]
     corrected, _ = parse("resnet_digits", cfg)
     assert loop.begin(loop.prepare(check(corrected))) is not None
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("heads", 4), ("gelu", "tanh"), ("epsilon", 1e-12), ("pool", "mean"), ("qk_norm", True)],
+)
+def test_what_no_shape_shows_is_compared_too(field, value, vit):
+    """Models of the very same tensors that compute something else."""
+    held = MODELS["vit"].options
+    assert value != held.get(field)
+    model = Model(MODELS["vit"].name, held | {field: value})
+    assert f"{field} " in refused(replace(experiment("vit", vit), model=model))
 
 
 def test_another_family_is_named(resnet):

@@ -42,6 +42,10 @@ class Init:
         """
         if self.source is None:
             return
+        if not self.source.strip():
+            raise ConfigError(
+                "--init.from is empty: give a path, a hub id or a tag, or leave it out"
+            )
         path = Path(self.source).expanduser()
         if (path / "model").is_dir() and (path / "checkpoints").is_dir():
             raise ConfigError(

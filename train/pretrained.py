@@ -43,7 +43,7 @@ def start(init: Init, fresh: State, task: Task) -> State:
     compare_preprocess(init, card.preprocess, task.card and task.card.preprocess)
     wanted = {"params": fresh.params, **fresh.vars}
     held = fitting(init, as_stored_in(wanted, loaded), tree.flatten(wanted))
-    tell(init, held, model.config.num_classes, task.model.config.num_classes)
+    tell(init, held, *(vars(m.config).get("num_classes") for m in (model, task.model)))
 
     def initialised() -> dict[str, Any]:
         return tree.map_named(lambda path, leaf: place(held.get(path), leaf), wanted)
@@ -159,11 +159,11 @@ def place(array: Any, like: jax.Array) -> jax.Array:
     """The array in dtype and shards of `like`; a copy of `like` where there is none."""
     if array is None:
         return like.copy()
-    host = np.asarray(array, like.dtype)
+    host = np.array(array, like.dtype)  # a copy: a CPU device takes the memory as it is
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index])
 
 
-def tell(init: Init, held: Mapping[str, Any], before: int, classes: int) -> None:
+def tell(init: Init, held: Mapping[str, Any], before: int | None, classes: int | None) -> None:
     head = {
         True: f"kept, {classes} classes",
         False: f"new, {classes} classes" + (f" instead of {before}" if before else ", none before"),

@@ -82,7 +82,9 @@ def _fits_flash(q: jax.Array) -> bool:
 
 @cache
 def _has_flash() -> bool:
-    """Whether this process computes on NVIDIA GPUs of compute capability 8 (Ampere) or more."""
+    """Whether this process computes on NVIDIA GPUs of compute capability 8 (Ampere) or more, by
+    its first device. On such a machine, half precision on `jax.default_device(cpu)` is not for it.
+    """
     capability = getattr(jax.local_devices()[0], "compute_capability", "")
     major = capability.partition(".")[0]
     return major.isdecimal() and int(major) >= 8  # AMD's are words: gfx942

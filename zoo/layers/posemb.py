@@ -17,8 +17,11 @@ Grid = tuple[int, int]  # rows, columns
 def cut(image: jax.Array, patch: int, channels: int) -> jax.Array:
     """[b, H, W, channels] → [b, H/p, W/p, p, p, channels].
 
-    Raises ValueError for another number of channels, or a side that is no multiple of the patch.
+    Raises ValueError for another number of axes or channels, or a side that is no multiple of the
+    patch.
     """
+    if image.ndim != 4:
+        raise ValueError(f"image has shape {image.shape}, but this model takes [b, H, W, channels]")
     _, height, width, found = image.shape
     if found != channels:
         raise ValueError(

@@ -111,6 +111,10 @@ class DINOv2(nn.Module):
         x = nn.DenseGeneral(c.width, (-3, -2, -1), kernel_init=torch_conv, name="embed")(patches)
         _, rows, columns, _ = x.shape
         x = rearrange(x, "b h w d -> b (h w) d")
+        if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != bool):
+            raise ValueError(
+                f"mask is {mask.dtype} {mask.shape}, but must be bool {x.shape[:2]}: one a patch"
+            )
         if c.mask_token:
             token = self.param("mask_token", nn.initializers.zeros, (c.width,))
             x = x if mask is None else jnp.where(mask[:, :, None], token[None, None], x)

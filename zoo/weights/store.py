@@ -232,7 +232,7 @@ def _recognise(
         return page, _own(page)
     kind = facts.get("model_type")
     for page in families():
-        if kind is not None and kind not in table(page).MODEL_TYPES:
+        if kind is not None and kind not in getattr(table(page), "MODEL_TYPES", ()):
             continue
         for format in table(page).FORMATS.values():
             if next(_prefixes(tensors, format), None) is not None:
