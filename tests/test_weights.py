@@ -337,6 +337,93 @@ def test_a_tensor_of_another_rank_that_gives_the_sizes_is_refused(checkpoint):
         zoo.load(checkpoint)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "bool", "complex64"])
+@pytest.mark.parametrize("name", ["fc.weight", "bn1.running_var"])
+def test_a_wrong_dtype_is_refused_by_name(name, dtype, checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    edit(checkpoint, **{name.replace(".", "__"): tensors[name].astype(dtype)})
+    with pytest.raises(WeightsError, match=f"~ {name}: {dtype}, but .* needs floating numbers"):
+        zoo.load(checkpoint)
+
+
+def test_a_file_of_float64_is_told(checkpoint, caplog):
+    file = checkpoint / "model.safetensors"
+    save_file({name: x.astype("float64") for name, x in load_file(file).items()}, file)
+    _, variables = zoo.load(checkpoint)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
+    assert "float64, loaded as float32" in caplog.text
+    with pytest.raises(WeightsError, match="only with jax_enable_x64"):
+        zoo.load(checkpoint, dtype="float64")
+
+
+def test_a_depth_that_the_tensors_have_not_is_refused_at_once(tmp_path):
+    model = tiny("vit")
+    zoo.save(model, random_variables(model), tmp_path, format="hf")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 30_000}))
+    with pytest.raises(WeightsError, match="30000 layers, but the tensors are of 3"):
+        zoo.load(tmp_path)
+
+
+def test_of_very_many_differences_the_first_are_listed():
+    tensors = {f"x{i}": np.zeros(1, np.float32) for i in range(2000)}
+    with pytest.raises(WeightsError) as error:
+        convert.load(tensors, [], {})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 502 and lines[-1] == "… and 1,500 more"
+
+
+PROCESSOR = {"size": 224, "resample": 2, "image_mean": [0.5], "image_std": [0.5]}
+REGISTERS = "dinov2_with_registers.embeddings.register_tokens"
+
+
+@pytest.mark.parametrize(
+    "page, format, changes",
+    [
+        ("vit", "timm", {"pos_embed": np.zeros(3, np.float32)}),
+        ("vit", "timm", {"pos_embed": np.zeros((), np.float32)}),
+        ("dinov2", "hf", {REGISTERS: np.zeros(3, np.float32)}),
+        ("vit", "timm", {"config": {"model_args": [1]}}),
+        ("vit", "timm", {"config": {"pretrained_cfg": "x"}}),
+        ("vit", "hf", {"preprocessor_config": PROCESSOR | {"rescale_factor": 0}}),
+        ("vit", "flax", {"config": {"flax_zoo": "x"}}),
+        ("vit", "flax", {"config": {"flax_zoo": {"page": "vit", "config": []}}}),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_with_the_path(page, format, changes, tmp_path):
+    model, variables = held(page, format)
+    zoo.save(model, variables, tmp_path, format=format)
+    (tmp_path / "card.json").unlink()
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            file = tmp_path / f"{name}.json"
+            old = formats.read_json(file) if file.exists() else {}
+            file.write_text(json.dumps(old | value))
+        else:
+            file = tmp_path / "model.safetensors"
+            tensors = load_file(file)
+            assert name in tensors
+            save_file(tensors | {name: value}, file)
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("source", [None, 5, "x" * 5000, "~nobody-here/x"])
+def test_what_cannot_name_weights_is_refused(source):
+    with pytest.raises(WeightsError):
+        zoo.load(source)
+
+
+def test_a_base_model_without_its_pooler_is_told(tmp_path, caplog):
+    model = tiny("vit", num_classes=0, representation=32)
+    variables = random_variables(model)
+    zoo.save(model, variables, tmp_path, format="hf")
+    assert zoo.load(tmp_path)[0].config.representation == 32 and not caplog.records
+    edit(tmp_path, pooler__dense__weight=None, pooler__dense__bias=None)
+    assert zoo.load(tmp_path)[0].config.representation == 0
+    assert "no pooler" in caplog.text
+
+
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
 def test_a_truncated_file_is_refused_by_name(checkpoint, kept):
     file = checkpoint / "model.safetensors"

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -236,14 +237,24 @@ def _check(
     for name, spec in found.items():
         if name in places:
             row, needed = places[name]
+            ours, kind = ", ".join(names(row.ours)), expected[names(row.ours)[0]].dtype
             if spec.shape != needed:
-                ours = ", ".join(names(row.ours))
                 differences.append(f"~ {name}: {spec.shape}, but {ours} needs {needed}")
+            elif jnp.issubdtype(kind, jnp.floating) and not jnp.issubdtype(
+                spec.dtype, jnp.floating
+            ):
+                differences.append(f"~ {name}: {spec.dtype}, but {ours} needs floating numbers")
         elif not any(re.fullmatch(pattern, name) for pattern in ignored):
             differences.append(f"+ {name}: no place in the model")
     differences += [*missing, *(f"- {path}: no row in the table" for path in unlisted)]
     if differences:
-        raise WeightsError("\n".join(["the checkpoint and the model differ:", *differences]))
+        raise WeightsError(listed("the checkpoint and the model differ:", differences))
+
+
+def listed(title: str, lines: Sequence[str], limit: int = 500) -> str:
+    """A line each; of a file that has nothing in common with a large model, the first `limit`."""
+    more = [f"… and {len(lines) - limit:,} more"] if len(lines) > limit else []
+    return "\n".join([title, *lines[:limit], *more])
 
 
 def foreign_shapes(row: Row, expected: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -276,7 +287,7 @@ def save(
         if path in expected and np.shape(leaf) != expected[path].shape
     ]
     if differences:
-        raise WeightsError("\n".join(["the variables cannot be saved:", *differences]))
+        raise WeightsError(listed("the variables cannot be saved:", differences))
     saved: dict[str, np.ndarray] = {}
     for row in rows:
         result = row.op.save(*(np.asarray(leaves[path]) for path in names(row.ours)))

@@ -19,6 +19,7 @@ from zoo.weights.convert import (
 )
 from zoo.weights.facts import (
     NO_EMBED_CLASS,
+    check_depth,
     choice,
     hf_classes,
     labels,
@@ -97,6 +98,7 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     the hidden width from the tensors."""
     stated = read_facts({"patch_size": 14, **facts} if facts else facts, FIXED)
     kind = choice(facts, "model_type", {name: name for name in MODEL_TYPES}, None)
+    check_depth(tensors, facts)
     classes = hf_classes(tensors, facts, "classifier.bias")
     base = f"{kind}." if classes else ""
     swiglu = facts.get("use_swiglu_ffn", False)

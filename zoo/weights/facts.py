@@ -1,6 +1,7 @@
 """What files of several ViTs say in the same way, both ways; most of it stands in `config.json`."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,16 @@ def write_facts(config: Any) -> dict[str, Any]:
         "layer_norm_eps": config.epsilon,
         "attention_probs_dropout_prob": 0.0,
     }
+
+
+def check_depth(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raises WeightsError where `config.json` speaks of another number of layers than the tensors
+    are of: a wrong one may be so large that nothing could be built."""
+    numbers = (re.search(r"encoder\.layer\.(\d+)\.", name) for name in tensors)
+    found = len({number[1] for number in numbers if number})
+    stated = facts.get("num_hidden_layers", 12)
+    if stated != found:
+        raise WeightsError(f"config.json: {stated} layers, but the tensors are of {found}")
 
 
 def hf_classes(tensors: Mapping[str, Any], facts: Mapping[str, Any], *heads: str) -> int:

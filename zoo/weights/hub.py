@@ -54,9 +54,14 @@ def fetch(source: str | Path, *, revision: str | None = None, token: str | None 
     that the hub publishes for large files. Raises WeightsError that says what was looked for, and
     what to do.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    if not isinstance(source, str | Path):
+        raise WeightsError(f"weights are named by a path, a hub id or a tag, not by {source!r}")
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise WeightsError(f"{str(source)[:200]} cannot be a path: {error}") from error
     is_tag = "/" not in str(source) and str(source) in tags()
     tag = tags()[str(source)] if is_tag else Tag(str(source))
     if revision and tag.revision and revision != tag.revision:

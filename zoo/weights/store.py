@@ -23,6 +23,8 @@ from zoo.weights.convert import Format, Row, WeightsError
 from zoo.weights.slots import aligned
 
 logger = logging.getLogger("zoo")
+# What the wrong kind of value in a file may raise in the functions that read sizes from it.
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def families() -> list[str]:
@@ -77,6 +79,8 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     fresh = [leaf for leaf in changed if loaded[leaf] is None]
     loaded |= _fresh(model, fresh)
     loaded |= {leaf: _cast(page, leaf, loaded[leaf], dtype) for leaf in changed}
+    if any(x.dtype == np.float64 for x in convert.specs(held.tensors).values()):
+        logger.warning("%s: float64, loaded as %s", path, jax.dtypes.canonicalize_dtype(float))
     for leaf in fresh:
         old = f"instead of {found[leaf].shape}" if leaf in found else "not in the file"
         logger.warning("%s: new, %s %s", leaf, shapes[leaf].shape, old)
@@ -150,6 +154,8 @@ def _floating(dtype: Any) -> Any:
     """Raises WeightsError for what is not the dtype of floating numbers, or None."""
     try:
         if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+                raise WeightsError(f"dtype is {dtype!r}, but JAX has it only with jax_enable_x64")
             return dtype
     except TypeError:
         pass
@@ -226,7 +232,8 @@ def _recognise(
 ) -> tuple[str, Format]:
     """By our own mark, by `model_type`, or by a name that only one format has."""
     if "flax_zoo" in facts:
-        page = dict(facts["flax_zoo"] or {}).get("page")
+        mark = facts["flax_zoo"]
+        page = mark.get("page") if isinstance(mark, dict) else None
         if page not in families():
             raise WeightsError(f"{path}: written for page {page!r}, which this version has not")
         return page, _own(page)
@@ -285,7 +292,7 @@ def _config(
         registry.check_config(page, config)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise WeightsError(
             f"{path}: the sizes of the model cannot be read from it: {type(error).__name__} {error}"
         ) from error
@@ -341,7 +348,7 @@ def _card(path: Path, page: str, config: Any, facts: Mapping[str, Any]) -> Card:
         readme = _beside(path, "README.md")
         text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         known = stated(facts, _json(path, "preprocessor_config.json"), text)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except DAMAGED as error:
         raise WeightsError(
             f"{path}: config.json or preprocessor_config.json: {type(error).__name__} {error}"
         ) from error

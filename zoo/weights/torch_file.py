@@ -154,15 +154,19 @@ def _kind(value: Any) -> str:
 
 def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
     """torch._utils._rebuild_tensor_v2"""
-    return _typed(storage, offset, shape, strides, storage.dtype)
+    return _typed(storage, offset, shape, strides, storage.dtype, metadata)
 
 
 def _tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
     """torch._utils._rebuild_tensor_v3: dtypes that have no storage type of their own."""
-    return _typed(storage, offset, shape, strides, np.dtype(DTYPES[dtype.name]))
+    return _typed(storage, offset, shape, strides, np.dtype(DTYPES[dtype.name]), metadata)
 
 
-def _typed(storage: Storage, offset: int, shape: Any, strides: Any, dtype: np.dtype) -> Tensor:
+def _typed(
+    storage: Storage, offset: int, shape: Any, strides: Any, dtype: np.dtype, metadata: Any
+) -> Tensor:
+    if metadata:  # bits that say "conjugated" or "negated" of what is stored
+        raise ValueError(f"a tensor with {metadata}, which is not what its bytes say")
     whole = all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides))
     if not (isinstance(storage, Storage) and whole and len(shape) == len(strides) <= RANKS):
         raise ValueError("a tensor without a storage, or with sizes that are none")

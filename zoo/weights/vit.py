@@ -1,6 +1,7 @@
 """ViT and DeiT: names of Hugging Face (PyTorch and the removed Flax classes), timm and Google's JAX
 files (vit_jax, big_vision)."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from zoo.weights.convert import (
 )
 from zoo.weights.facts import (
     NO_EMBED_CLASS,
+    check_depth,
     choice,
     count,
     hf_classes,
@@ -41,6 +43,7 @@ from zoo.weights.facts import (
 )
 from zoo.weights.hub import Tag
 
+logger = logging.getLogger("zoo")
 SCAN_START = 0
 MODEL_TYPES = ("vit", "deit")
 TOKEN = layout("1 1 d", "d")
@@ -100,10 +103,13 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     """From `config.json` of ViTConfig or DeiTConfig, in its old and new forms; which heads there
     are, and how wide, from the tensors."""
     stated = read_facts(facts, {"pooler_act": "tanh", "attention_probs_dropout_prob": 0.0})
+    check_depth(tensors, facts)
     classes = hf_classes(tensors, facts, "classifier.bias", "cls_classifier.bias")
     distilled = any(name.endswith("embeddings.distillation_token") for name in tensors)
     pooler = None if classes else tensors.get("pooler.dense.bias")
     heads = "head" if "distillation_classifier.bias" in tensors else "token"
+    if not classes and pooler is None:
+        logger.warning("the file has no pooler: the model returns the class token as it is")
     return Config(
         **stated,
         mlp=facts.get("intermediate_size", 3072),
