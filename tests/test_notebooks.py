@@ -39,7 +39,7 @@ TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
         "DIGIT": 2,
         "PROBE": 2,
         "FINE_TUNE": 2,
-        "EVALUATE_EVERY": 1,
+        "EVALUATE_EVERY": 2,
     },
 }
 PUBLISHED = {  # random weights that stand for those on the hub, with their preprocessor_config.json

@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.golden import ledger, replay
 from zoo.__main__ import main
+from zoo.weights import store
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +20,17 @@ def test_every_golden_file_of_a_model_is_in_the_ledger():
                 recorded.add(path.stem)
     assert {case.name for case in ledger.cases()} == recorded
     assert len(recorded) > 30
+
+
+WITHOUT = {  # formats that need no golden file of their own
+    ("resnet", "timm"): "torchvision's rows, with timm's config.json beside them (test_live)",
+}
+
+
+def test_every_format_has_a_case_or_a_reason():
+    formats = {(page, name) for page in store.families() for name in store.table(page).FORMATS}
+    recorded = {(ledger.family_of(case), case.format) for case in ledger.cases()}
+    assert formats - recorded == WITHOUT.keys()
 
 
 def test_the_command_prints_every_layer_beside_its_bound(capsys):

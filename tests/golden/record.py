@@ -20,13 +20,16 @@ left out by name, so run this once in each of (Python 3.11, where torch is a CPU
     pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2      # for the family "flax" alone
     pip install flax==0.12.8 jax==0.10.2                          # for Google's JAX code
 
-The last needs two clones beside it, for no package holds that code:
+The last needs two clones beside it, for no package holds that code, and Meta's DINOv2 a third
+beside the first environment:
 
     git clone https://github.com/google-research/vision_transformer   # has vit_jax
     git clone https://github.com/google-research/big_vision
+    git clone https://github.com/facebookresearch/dinov2
     git -C vision_transformer checkout c6de1e5
     git -C big_vision checkout 0127fb6
-    export PYTHONPATH=$PWD/vision_transformer:$PWD/big_vision
+    git -C dinov2 checkout b8931f7
+    export PYTHONPATH=$PWD/vision_transformer:$PWD/big_vision:$PWD/dinov2
 
 An npz holds, with images and hidden states as [b, h, w, c] in float32:
 
@@ -68,6 +71,7 @@ PIP = {
     "flax": "pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2",
     "vit_jax": "git clone https://github.com/google-research/vision_transformer",
     "big_vision": "git clone https://github.com/google-research/big_vision",
+    "dinov2": "git clone https://github.com/facebookresearch/dinov2",
 }
 
 

@@ -1,4 +1,4 @@
-"""DINOv2 against transformers and timm, what a fault would look like, and what files say."""
+"""DINOv2 against transformers, timm and Meta's code, what faults look like, what files say."""
 
 import json
 from dataclasses import replace
@@ -25,6 +25,8 @@ FORMATS = {  # of every golden file
     "dinov2_hf_masked": "hf",
     "dinov2_timm": "timm",
     "dinov2_timm_registers": "timm",
+    "dinov2_meta_masked": "meta",
+    "dinov2_meta_registers": "meta",
 }
 CASES = {name: Case(name, dinov2, format) for name, format in FORMATS.items()}
 TRAINING = Case("dinov2_hf_train", dinov2, "hf")
@@ -55,6 +57,11 @@ FAULTS = {
     ),
     "gate and up swapped": (
         "dinov2_timm_registers",
+        (table, '/gate/kernel", f"params/{ours}/up/k', '/up/kernel", f"params/{ours}/gate/k'),
+        B0,
+    ),
+    "the halves of w12 swapped": (
+        "dinov2_meta_registers",
         (table, '/gate/kernel", f"params/{ours}/up/k', '/up/kernel", f"params/{ours}/gate/k'),
         B0,
     ),

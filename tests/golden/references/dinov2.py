@@ -1,10 +1,13 @@
-"""DINOv2, with and without registers, from transformers and timm."""
+"""DINOv2, with and without registers, from transformers, timm and Meta's own code."""
 
 from functools import partial
 from typing import Any
 
+from fill import mask as draw_mask
+
 from references.common import (
     Case,
+    Recording,
     Reference,
     evaluate,
     filled,
@@ -16,6 +19,7 @@ from references.common import (
     transformers_manifest,
     versions,
 )
+from references.vit import commit
 
 
 def transformers_dinov2(**config: Any) -> Reference:
@@ -75,6 +79,48 @@ def timm_dinov2(name: str, **config: Any) -> Reference:
     )
 
 
+def meta_dinov2(masks: Any = None, **config: Any) -> Reference:
+    """Meta's own code, which no package has: record.py says where it is.
+
+    It is run at the size that its positions are for, so none are resized. At others its models
+    without registers resize by the plain bicubic kernel, and by a factor of (n + 0.1) / m instead
+    of n / m; those with registers by the antialiased one, without the 0.1 (hub/backbones.py).
+    Neither transformers nor our page has the 0.1.
+
+    masks: bool [b, n], which patches are hidden.
+    """
+    from dinov2.models.vision_transformer import DinoVisionTransformer
+
+    model = DinoVisionTransformer(
+        img_size=config["image_size"],
+        patch_size=config["patch"],
+        embed_dim=config["width"],
+        depth=config["depth"],
+        num_heads=config["heads"],
+        mlp_ratio=4,
+        ffn_layer=config["ffn"],
+        num_register_tokens=config.get("registers", 0),
+        init_values=1.0,  # without it there is no LayerScale
+        block_chunks=0,  # as in the published files: chunked blocks have two numbers in their names
+    )
+    layers = {f"block_{i}": f"blocks.{i}" for i in range(config["depth"])}
+    return Reference(
+        filled(model),
+        config,
+        parts={**layers, "norm": "norm"},
+        versions={"dinov2": commit("dinov2"), **versions("torch")},
+        inputs={"masks": masks},
+    )
+
+
+def meta_masked(case: str, **config: Any) -> Recording:
+    import torch
+
+    mask = draw_mask(case, (2, 16))
+    build = partial(meta_dinov2, masks=torch.from_numpy(mask), **config)
+    return {**evaluate(build, (2, 16, 16), case), "mask": mask}
+
+
 HUB = {
     "facebook/dinov2-small": ("Dinov2Model", {"hidden_size": 384, "num_attention_heads": 6}),
     "facebook/dinov2-giant": (
@@ -92,7 +138,8 @@ TIMM = ("vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2.lvd14
 
 
 # An ε of 1e-3 shows where another is used: published ones are too small to change a tiny model.
-# transformers takes the hidden width from the width, 4 · 16, and of SwiGLU 2/3, in eights: 48.
+# transformers and Meta take the hidden width from the width: 4 · 16, and of SwiGLU 2/3 of it in
+# whole eights, 48.
 SIZES = {"patch": 4, "width": 16, "depth": 2, "heads": 2}
 HF = {**SIZES, "epsilon": 1e-3}
 MLP, SWIGLU = {"ffn": "mlp", "hidden": 64}, {"ffn": "swiglu", "hidden": 48}
@@ -119,6 +166,8 @@ RESIZED = {  # trained at 16 or 24, run larger and smaller
 }
 MASKED = partial(transformers_dinov2, **HF, **SWIGLU, **REGISTERS, num_classes=0, image_size=16)
 TRAINED = partial(transformers_dinov2, **HF, **SWIGLU, num_classes=5, image_size=16)
+LIKE_META = {**SIZES, "num_classes": 0, "image_size": 16}
+META = partial(meta_dinov2, **LIKE_META, **SWIGLU, **REGISTERS)
 IMAGES = {16: (2, 24, 20), 24: (2, 16, 12)}
 
 
@@ -135,6 +184,8 @@ CASES = (
         partial(evaluate, MASKED, (2, 16, 16), mask=(2, 16)),
     ),
     Case("dinov2_hf_train", "transformers", partial(train, TRAINED, (4, 16, 16))),
+    Case("dinov2_meta_masked", "dinov2", partial(meta_masked, **LIKE_META, **MLP)),
+    Case("dinov2_meta_registers", "dinov2", partial(evaluate, META, (2, 16, 16))),
     Case("dinov2_manifests.json", "transformers", partial(transformers_manifest, HUB)),
     Case("dinov2_manifests.json", "timm", partial(timm_manifest, TIMM)),
 )
