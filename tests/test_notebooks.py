@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import zoo
-from tests.test_weights import random_variables
+from tests.checkpoints import random_variables
 from zoo.models import dinov2, vit
 
 ROOT = Path(__file__).parent.parent
