@@ -378,7 +378,7 @@ def test_leaves_that_do_not_fit_are_listed(resnet, monkeypatch):
 
 def test_a_task_without_one_model_takes_no_weights(resnet):
     state: State = loop.begin(loop.prepare(experiment("resnet", None)))
-    task = Task(init=lambda *_: state, update=lambda *_: (state, {}), evaluate=None, best="loss")  # type: ignore
+    task = Task(init=lambda *_: state, update=lambda *_: (state, {}), evaluate=None, best="loss")
     with pytest.raises(ConfigError, match="--init.from: this task has no single model"):
         pretrained.start(Init(resnet), state, task)
     assert pretrained.start(Init(), state, task) is state

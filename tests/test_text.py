@@ -715,7 +715,7 @@ def test_an_id_that_is_none_is_refused_with_its_place(kind, every):
         with pytest.raises(text.TokenizerError, match=f"id {bad}"):
             text.Stream(tokenizer).feed(bad)
     with pytest.raises(text.TokenizerError, match="integers"):
-        tokenizer.decode([1.5])  # type: ignore[list-item]
+        tokenizer.decode([1.5])
     assert tokenizer.decode(np.array([65, 66])) == tokenizer.decode([65, 66])
 
 
@@ -882,7 +882,7 @@ TEMPLATE = """{{ bos_token }}{% if tools %}
 {% for m in messages %}{% set ns.n = ns.n + 1 %}
     {% if m.role == 'skip' %}{% continue %}{% endif %}
 {{ ns.n }}{{ m.content | trim }}{% generation %}A{{ eos_token }}{% endgeneration %}{{ dict(a=1)|tojson }}
-{% endfor %}"""  # noqa: E501
+{% endfor %}"""  # noqa: E501, a template is as its model's file has it
 
 
 def chatting(template, tmp_path, **files):

@@ -569,6 +569,7 @@ def test_a_new_page_inherits_the_claims(perceptron):
     claims = [f for f in functions if list(inspect.signature(f).parameters) == ["family"]]
     assert len(claims) > 10
     for claim in claims:
+        # A claim about what the page has not (a stack, a backbone) says so by a skip.
         with contextlib.suppress(pytest.skip.Exception):
             claim(family)
 
