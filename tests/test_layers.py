@@ -18,9 +18,10 @@ import pytest
 import zoo
 from tests.golden.fill import image as draw_image
 from zoo import tree
-from zoo.layers import attention, drop, posemb
+from zoo.layers import attention, drop, posemb, rope
 from zoo.layers.attention import Attention, attend
 from zoo.layers.mlp import Mlp, SwiGlu, gelu, gelu_tanh
+from zoo.layers.norm import RMSNorm
 from zoo.layers.stack import stack
 from zoo.models import dinov2, vit
 
@@ -60,20 +61,33 @@ def queries_keys_values(n: int = 7, width: int = 4) -> tuple[np.ndarray, ...]:
 
 
 def attend_by_loop(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, lengths: list[int] | None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    causal: bool,
+    lengths: list[int] | None,
+    segments: list[list[int]] | None = None,
+    window: int | None = None,
+    start: list[int] | None = None,
 ) -> np.ndarray:
     """One query at a time, over the keys that it sees, in float64."""
-    y = np.zeros(q.shape)
+
+    def sees(b: int, i: int, j: int) -> bool:
+        place = i if start is None else start[b] + i
+        return (
+            (not causal or j <= place)
+            and (window is None or place - j < window)
+            and (lengths is None or j < lengths[b])
+            and (segments is None or segments[b][i] == segments[b][j])
+        )
+
+    y, group = np.zeros(q.shape), q.shape[2] // k.shape[2]
     for b, i, h in np.ndindex(q.shape[:3]):
-        seen = [
-            j
-            for j in range(k.shape[1])
-            if (not causal or j <= i) and (lengths is None or j < lengths[b])
-        ]
-        scores = [float(q[b, i, h] @ k[b, j, h]) / math.sqrt(q.shape[-1]) for j in seen]
+        seen = [j for j in range(k.shape[1]) if sees(b, i, j)]
+        scores = [float(q[b, i, h] @ k[b, j, h // group]) / math.sqrt(q.shape[-1]) for j in seen]
         weights = [math.exp(score - max(scores)) for score in scores]
         for weight, j in zip(weights, seen, strict=True):
-            y[b, i, h] += weight / sum(weights) * v[b, j, h]
+            y[b, i, h] += weight / sum(weights) * v[b, j, h // group]
     return y
 
 
@@ -88,6 +102,49 @@ def test_attention_matches_a_python_loop(causal, lengths):
     y = attend(q, k, v, causal=causal, lengths=as_lengths(lengths))
     assert y.dtype == jnp.float32
     assert_close(y, attend_by_loop(q, k, v, causal, lengths), 1e-6)
+
+
+SEGMENTS = [[1, 1, 1, 2, 2, 3, 3], [1] * 7, [1, 2, 2, 2, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("heads", [2, 6], ids=["one key each", "grouped"])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"causal": True, "window": 3},
+        {"causal": True, "window": 1},
+        {"causal": True, "segments": SEGMENTS},
+        {"causal": False, "segments": SEGMENTS},
+        {"causal": True, "segments": SEGMENTS, "window": 2},
+        {"causal": True, "lengths": [5, 7, 1], "window": 3},
+    ],
+    ids=lambda masks: "+".join(masks),
+)
+def test_windows_segments_and_groups_match_a_python_loop(heads, masks):
+    _, k, v = queries_keys_values()
+    q = normal(3, 3, 7, heads, 4)
+    seen = {name: jnp.asarray(m) if isinstance(m, list) else m for name, m in masks.items()}
+    expected = attend_by_loop(q, k, v, **{"lengths": None, **masks})
+    if "lengths" in masks:  # a query whose whole window is padding sees nothing that means anything
+        real = [(b, i) for b in range(3) for i in range(7) if i < masks["lengths"][b]]
+        rows = tuple(np.transpose(real))
+        assert_close(attend(q, k, v, **seen)[rows], expected[rows], 1e-6)
+    else:
+        assert_close(attend(q, k, v, **seen), expected, 1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_query_in_the_middle_of_the_keys_matches_a_python_loop(window):
+    _, k, v = queries_keys_values()
+    q, start = normal(3, 3, 1, 6, 4), [4, 0, 6]
+    y = attend(q, k, v, causal=True, window=window, start=jnp.asarray(start))
+    expected = attend_by_loop(q, k, v, True, None, window=window, start=start)
+    assert_close(y, expected, 1e-6)
+
+
+def test_a_window_without_a_direction_is_refused():
+    with pytest.raises(ValueError, match="window 3 .* needs causal=True"):
+        attend(*map(jnp.asarray, queries_keys_values()), window=3)
 
 
 @CAUSAL
@@ -200,25 +257,33 @@ def test_the_fused_kernel_needs_ampere(capability, has, monkeypatch):
     assert attention._has_flash.__wrapped__() == has
 
 
-@CAUSAL
-@LENGTHS
+FUSED = [
+    *({"causal": c, "lengths": m} for c in (True, False) for m in (None, [5, 7, 1])),
+    *({"causal": c, "lengths": None, "segments": SEGMENTS} for c in (True, False)),
+    {"causal": True, "lengths": None, "window": 3},
+]
+
+
+@pytest.mark.parametrize("masks", FUSED, ids=lambda masks: "+".join(k for k in masks if masks[k]))
 @pytest.mark.parametrize("n", [7, 8])
-def test_the_fused_kernel_gets_even_lengths_and_the_same_meaning(n, causal, lengths, monkeypatch):
+def test_the_fused_kernel_gets_even_lengths_and_the_same_meaning(n, masks, monkeypatch):
     """cuDNN is stood in for by XLA, with cuDNN's way of filling absent lengths."""
     called, original = [], jax.nn.dot_product_attention
+    if "segments" in masks:
+        masks = {**masks, "segments": [[*row, 4][:n] for row in SEGMENTS]}
 
-    def stand_in(q: Any, k: Any, v: Any, *, implementation: str, **masks: Any) -> jax.Array:
+    def stand_in(q: Any, k: Any, v: Any, *, implementation: str, **given: Any) -> jax.Array:
         called.append(implementation)
         assert q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0 and v.shape[1] % 2 == 0
-        assert lengths is not None or n % 2 or masks["key_value_seq_lengths"] is None
-        return original(q, k, v, implementation="xla", **masks)
+        assert masks["lengths"] or n % 2 or given["key_value_seq_lengths"] is None
+        return original(q, k, v, implementation="xla", **given)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     inputs = queries_keys_values(n, width=8)
-    masks = {"causal": causal, "lengths": as_lengths(lengths)}
-    y = attention.flash(*map(jnp.asarray, inputs), **masks)
+    seen = {name: jnp.asarray(m) if isinstance(m, list) else m for name, m in masks.items()}
+    y = attention.flash(*map(jnp.asarray, inputs), **seen)
     assert called == ["cudnn"]
-    assert_close(y, attend_by_loop(*inputs, causal, lengths), 1e-6)
+    assert_close(y, attend_by_loop(*inputs, **masks), 1e-6)
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -255,6 +320,58 @@ def test_qk_norm_takes_the_size_of_queries_and_keys_out_of_the_scores():
     larger = {name: {"kernel": 50 * params[name]["kernel"]} for name in "qk"}
     y = model.apply({"params": {**params, **larger}}, x)
     assert_close(y, model.apply({"params": params}, x), 1e-4)  # but for ε
+
+
+def test_what_is_remembered_is_what_all_at_once_attends_to():
+    """Ragged prompts of 4, 2 and 3 tokens, then one token at a time; what lay behind is not read."""
+    n, lengths = 7, jnp.asarray([4, 2, 3])
+    q, k, v = (jnp.asarray(normal(seed, 3, n, heads, 4)) for seed, heads in enumerate((6, 2, 2)))
+    expected = attend(q, k, v, causal=True, window=3)
+    cache = {name: jnp.full((3, n, 2, 4), 9.0) for name in "kv"}
+    y, cache = attention.read(q[:, :4], k[:, :4], v[:, :4], cache, jnp.zeros(3, jnp.int32), 3)
+    for b, length in enumerate(lengths):
+        assert_close(y[b, :length], expected[b, :length], 1e-6)
+    rows, start = jnp.arange(3), lengths
+    for _ in range(3):
+        q1, k1, v1 = (x[rows, start][:, None] for x in (q, k, v))
+        y, cache = attention.read(q1, k1, v1, cache, start, 3)
+        assert_close(y[:, 0], expected[rows, start], 1e-6)
+        start = start + 1
+
+
+# Rotary positions and RMSNorm.
+
+
+def test_rotation_matches_complex_numbers():
+    """The pair (i, i + c/2) is a complex number times exp(i · position · base^(−2i/c))."""
+    x, positions = normal(0, 2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [7, 8, 0, 1, 100]])
+    turn = positions[:, :, None] * 100.0 ** (-np.arange(4) / 4)
+    expected = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * turn)[:, :, None]
+    angles = rope.angles(jnp.asarray(positions), rope.frequencies(8, 100.0))
+    y = rope.rotate(jnp.asarray(x), *angles)
+    assert_close(y, np.concatenate([expected.real, expected.imag], axis=-1), 1e-5)
+
+
+def test_rotated_scores_depend_on_distances_alone():
+    q, k = (jnp.asarray(normal(seed, 1, 4, 1, 8)) for seed in range(2))
+    frequencies = rope.frequencies(8, 10_000.0)
+
+    def scores(first: int) -> jax.Array:
+        angles = rope.angles(first + jnp.arange(4)[None], frequencies)
+        return jnp.einsum("bnhc,bmhc->bhnm", rope.rotate(q, *angles), rope.rotate(k, *angles))
+
+    assert_close(scores(50), scores(0), 1e-4)
+
+
+def test_rms_norm_matches_numpy_and_keeps_its_statistics_in_float32():
+    x, scale = 50 * normal(0, 2, 3, 8), normal(1, 8)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
+    model = RMSNorm(epsilon=0.1)
+    assert_close(model.apply({"params": {"scale": scale}}, x), expected, 1e-6)
+    large = jnp.full((1, 4), 3e38, jnp.bfloat16)  # whose square is no bfloat16 but for the sum
+    assert (
+        RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, large / 1e20).dtype == large.dtype
+    )
 
 
 # Feed-forward.

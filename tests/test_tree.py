@@ -93,5 +93,10 @@ def test_rules_match_the_end_of_a_path_so_that_moments_lie_beside_their_paramete
     # "xstem/kernel" ends with the same letters, but is another name.
     assert placed["sub/xstem/kernel"].spec == PartitionSpec(None, None, None, "fsdp")
     assert placed["params/head/kernel"].spec == PartitionSpec("fsdp")
+    # Blocks that are stacked for a scan have one more dimension, in front.
+    assert sharding.split((12, 8, 6), ("fsdp", "tensor"), mesh) == PartitionSpec(
+        None, "fsdp", "tensor"
+    )
+    assert sharding.split((8, 7), ("fsdp", "tensor"), mesh) == PartitionSpec("fsdp", None)
     array = jax.device_put(np.zeros((3, 3, 1, 8)), placed["params/stem/kernel"])
     assert array.addressable_shards[0].data.shape == (3, 3, 1, 4)

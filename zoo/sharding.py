@@ -23,15 +23,27 @@ def rules(model: Any) -> Rules:
 
 def shardings(shapes: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     """A `NamedSharding` for every leaf of a tree of shapes. A rule matches the end of a path, so
-    that one table serves the parameters, their moving average and the optimizer's moments."""
+    that one table serves the parameters, their moving average and the optimizer's moments; its axes
+    are of the last dimensions, and one that does not divide its dimension is left out."""
 
     def place(path: str, leaf: Any) -> NamedSharding:
         for pattern, axes in rules:
             if re.search(rf"(^|/)({pattern})$", path):
-                return NamedSharding(mesh, PartitionSpec(*axes))
+                return NamedSharding(mesh, split(leaf.shape, axes, mesh))
         return NamedSharding(mesh, fsdp(leaf.shape, mesh.shape.get("fsdp", 1)))
 
     return tree.map_named(place, shapes)
+
+
+def split(shape: tuple[int, ...], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+    """The axes of a rule on a leaf of that shape."""
+    padded = (*(None,) * (len(shape) - len(axes)), *axes)[: len(shape)]
+    return PartitionSpec(
+        *(
+            axis if axis in mesh.shape and n % mesh.shape[axis] == 0 else None
+            for n, axis in zip(shape, padded, strict=True)
+        )
+    )
 
 
 def fsdp(shape: tuple[int, ...], size: int) -> PartitionSpec:

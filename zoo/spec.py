@@ -33,3 +33,15 @@ class Input(NamedTuple):
     dtype: str = "float32"
     low: float = 0.0
     high: float = 1.0
+
+
+# Rows of a page's PARTITION: a Transformer's matrices split over its heads and hidden channels, and
+# over the vocabulary (Shoeybi et al., 2019, arXiv:1909.08053, section 3). The axes are of the last
+# dimensions, so that blocks that are stacked for a scan are split alike.
+TRANSFORMER = (
+    (r".*/(q|k|v|fc1|gate|up)/kernel", ("fsdp", "tensor")),
+    (r".*/(q|k|v|fc1|gate|up)/bias", ("tensor",)),
+    (r".*/(out|fc2|down)/kernel", ("tensor", "fsdp")),
+    (r"embed/embedding", ("tensor", "fsdp")),
+    (r"head/kernel", ("fsdp", "tensor")),
+)

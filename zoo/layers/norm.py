@@ -50,5 +50,19 @@ class BatchNorm(nn.Module):
         running.value = self.momentum * running.value + (1 - self.momentum) * batch
 
 
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · scale over the last axis (Zhang & Sennrich, 2019, arXiv:1910.07467,
+    equation 4, without its bias). As in Llama, what is scaled is in x's dtype again."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
+        return y.astype(x.dtype) * _row(scale, y).astype(x.dtype)
+
+
 def _row(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))

@@ -54,3 +54,20 @@ def stack(
     )
     x, _ = scan(block(name="blocks"), x, each)
     return x
+
+
+def cached_stack(
+    block: Callable[..., nn.Module],
+    depth: int,
+    x: jax.Array,
+    caches: Mapping[str, Any],
+    **keywords: Any,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The loop of `stack` over blocks that remember: `block_i` takes `cache=caches["block_i"]` and
+    returns its new one beside x. One array per layer: a slice of a stacked one would be copied at
+    every token."""
+    new = {}
+    for i in range(depth):
+        name = f"block_{i}"
+        x, new[name] = block(name=name)(x, cache=caches[name], **keywords)
+    return x, new
