@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,8 +29,14 @@ from zoo.weights.convert import WeightsError
 pytestmark = pytest.mark.quick
 
 BIG = bytes(range(256)) * 40
-FACTS = {"config.json": b"{}", "preprocessor_config.json": b"{}", "README.md": b"---\n---\n"}
-OTHERS = {name: BIG for name in ("tf_model.h5", "model.onnx", "tokenizer.json", "rust_model.ot")}
+FACTS = {
+    "config.json": b"{}",
+    "preprocessor_config.json": b"{}",
+    "README.md": b"---\n---\n",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+}
+OTHERS = {name: BIG for name in ("tf_model.h5", "model.onnx", "vocab.txt", "rust_model.ot")}
 TRAINING = {name: BIG for name in ("optimizer.bin", "optimizer.pt", "training_args.bin")}
 NESTED = {"checkpoint-5/model.safetensors": BIG, "onnx/config.json": b"{}"}
 
@@ -72,6 +79,8 @@ def published(name: str, weights: list[str], **options) -> Repo:
 MODEL = {"config.json": b"{}", "model.safetensors": BIG}
 REPOS = (
     *(published(name, weights) for name, (weights, _) in FETCHED.items()),
+    Repo("a/bpe", {**MODEL, "vocab.json": b"{}", "merges.txt": b"", "vocab.txt": b""}),
+    Repo("a/half", {**MODEL, "vocab.json": b"{}", "vocab.txt": b""}),
     Repo("a/gated", MODEL, token="hf_right", gated=True),
     Repo("a/private", MODEL, token="hf_right"),
     Repo("a/revised", MODEL, revisions=("main", "v1")),
@@ -92,6 +101,8 @@ TAGS = {
     "resnet18.any": ["a/revised", None, {}],
 }
 ACCEPTED = {  # call → what it gives, below the snapshot
+    "a/bpe": "",
+    "a/half": "",
     "a/gated token=hf_right": "",
     "a/private token=hf_right": "",
     "a/revised revision=v1": "",
@@ -210,11 +221,22 @@ def test_the_facts_and_one_kind_of_weights_are_fetched_and_nothing_else(repo, an
     assert error == ""
     lone = weights[0] not in hub.WEIGHTS  # a directory would not say which file is meant
     assert Path(path) == snapshot(home, repo) / (weights[0] if lone else "")
-    requested = {request.split(" ")[1] for request in answers["requests"]}
-    named = {name.split("/", 5)[5] for name in requested if name.startswith(f"/{repo}/resolve")}
     if repo == "a/lone":
         weights = [*weights, "pytorch_model.bin"]  # which another call asks for by name
-    assert named == {*weights, *FACTS}
+    assert requested(repo, answers) == {*weights, *FACTS}
+
+
+def requested(repo: str, answers: dict[str, Any]) -> set[str]:
+    """The files of a repository that were asked for."""
+    paths = {request.split(" ")[1] for request in answers["requests"]}
+    return {path.split("/", 5)[5] for path in paths if path.startswith(f"/{repo}/resolve")}
+
+
+@pytest.mark.parametrize(
+    "repo, form", [("a/bpe", ["vocab.json", "merges.txt"]), ("a/half", ["vocab.txt"])]
+)
+def test_one_whole_form_of_a_tokenizer_is_fetched(repo, form, answers):
+    assert requested(repo, answers) == {*MODEL, *form}
 
 
 def test_all_files_are_of_the_commit_of_the_first_even_if_the_branch_moves(answers):

@@ -60,6 +60,8 @@ class Task(NamedTuple):
     best      the metric that chooses the checkpoint, "-name" where less is better
     rules     how parameters are sharded (`zoo.sharding`), where the defaults do not do
     model     what is exported with the best weights and `card`; None where there is no single one
+    tokenizer what turns text into the model's ids, saved beside them; None where there is no text
+    beside    split -> known numbers that are reported with its metrics, such as what others reach
     """
 
     init: Callable[[jax.Array, Batch], State]
@@ -69,3 +71,5 @@ class Task(NamedTuple):
     rules: Any = ()
     model: Any = None
     card: Any = None
+    tokenizer: Any = None
+    beside: Callable[[str], Mapping[str, float]] = lambda split: {}

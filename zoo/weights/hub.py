@@ -1,6 +1,7 @@
 """From a source as a user writes it to a local path; all network access of the zoo is here.
 
     runs/a/model, weights.safetensors     a directory or file, as it is
+    runs/a                                the workdir of a run: its `model`
     vit_b16.augreg_in21k_ft_in1k          a tag, VARIANT.NAME: a row of a family's `TAGS`
     microsoft/resnet-50                   a repository of the Hugging Face hub
     owner/name:augreg/B_16.npz            one file of a repository that holds many
@@ -59,11 +60,12 @@ def fetch(source: str | Path, *, revision: str | None = None, token: str | None 
     try:
         path = Path(source).expanduser()
         if path.exists():
-            return path
+            exported = (path / "checkpoints").is_dir() and (path / "model").is_dir()
+            return path / "model" if exported else path
     except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
         raise WeightsError(f"{str(source)[:200]} cannot be a path: {error}") from error
     is_tag = "/" not in str(source) and str(source) in tags()
-    tag = tags()[str(source)] if is_tag else Tag(str(source))
+    tag = tags()[str(source)] if is_tag else Tag(OLD_IDS.get(str(source), str(source)))
     if revision and tag.revision and revision != tag.revision:
         raise WeightsError(
             f"{source} is revision {tag.revision}; load {tag.source} itself for another"
@@ -95,9 +97,33 @@ def _unknown(source: str) -> str:
     return f"{source} is neither a path that exists nor a hub id such as microsoft/resnet-50{hint}"
 
 
+# Ids from before repositories had owners, which the hub still redirects; people go on using them.
+OLD_IDS = {
+    **{f"gpt2{size}": f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")},
+    "distilgpt2": "distilbert/distilgpt2",
+    **{
+        f"bert-{size}-{kind}": f"google-bert/bert-{size}-{kind}"
+        for size in ("base", "large")
+        for kind in ("uncased", "cased")
+    },
+    **{f"roberta-{size}": f"FacebookAI/roberta-{size}" for size in ("base", "large")},
+}
+
 # What is fetched of a repository.
 
-TEXTS = ("config.json", "preprocessor_config.json", "card.json", "README.md")
+TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "card.json",
+    "README.md",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Forms of a tokenizer, as zoo.text.load takes them: the first that is there.
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 WEIGHTS = (  # the first that is there; `formats.read` finds those without a star in a directory
     "model.safetensors",
     "model.safetensors.index.json",
@@ -137,10 +163,16 @@ class Repository:
         if weights not in self.names:
             near = difflib.get_close_matches(weights, self.names, n=3, cutoff=0.3)
             raise self._missing(weights, f"has no file {weights}; near it: {', '.join(near)}")
-        beside = PurePosixPath(weights).parent
-        texts = [str(beside / name) for name in TEXTS if str(beside / name) in self.names]
+        texts = self._texts(PurePosixPath(weights).parent)
         found = {name: self._download(name) for name in (weights, *texts)}
         return found | {shard: self._download(shard) for shard in self._shards(found, weights)}
+
+    def _texts(self, folder: PurePosixPath) -> list[str]:
+        """The facts in a folder, and one form of its tokenizer."""
+        forms = [[str(folder / name) for name in form] for form in TOKENIZERS]
+        whole = (form for form in forms if set(form) <= set(self.names))
+        facts = [str(folder / name) for name in TEXTS]
+        return [name for name in facts if name in self.names] + next(whole, [])
 
     def _weights(self) -> str:
         names = [name for name in self.names if "/" not in name and not TRAINING.fullmatch(name)]
