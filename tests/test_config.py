@@ -12,12 +12,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from train import config, serialise
-from train.config import ConfigError, Experiment, Model, Optim, Parallel, Step
+from train.config import ConfigError, Experiment, Images, Model, Optim, Parallel, Step, Text
 from train.tasks.classify import Classify
 
 pytestmark = pytest.mark.quick
 
 BASE = Experiment(task=Classify())
+TEXT = Experiment(data=Text(), task=Classify())
 
 
 def schema(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -32,11 +33,15 @@ def schema(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 SCHEMA = schema(BASE)
+OF_TEXT = {key: hint for key, hint in schema(TEXT).items() if key not in SCHEMA}
+KEYS = SCHEMA | OF_TEXT
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """BASE as JSON values, with some of them replaced: `changed(**{"optim.lr": 3})`."""
-    values = copy.deepcopy(serialise.to_dict(BASE))
+    """BASE (or TEXT, where it has a key that BASE has not) as JSON values, with some of them
+    replaced: `changed(**{"optim.lr": 3})`."""
+    base = TEXT if changes.keys() & OF_TEXT.keys() else BASE
+    values = copy.deepcopy(serialise.to_dict(base))
     for key, value in changes.items():
         *sections, name = key.split(".")
         place = values
@@ -79,12 +84,12 @@ def wrong(hint: Any) -> tuple[Any, ...]:
 
 
 def test_the_annotations_in_use_all_have_wrong_values():
-    assert all(wrong(hint) for hint in SCHEMA.values())
+    assert all(wrong(hint) for hint in KEYS.values())
 
 
 def typed() -> list[tuple[dict[str, Any], str]]:
     """(JSON values, what the message must contain): a wrong type for every key."""
-    return [(changed(**{key: bad}), key) for key, hint in SCHEMA.items() for bad in wrong(hint)]
+    return [(changed(**{key: bad}), key) for key, hint in KEYS.items() for bad in wrong(hint)]
 
 
 def misspelt() -> list[tuple[dict[str, Any], str]]:
@@ -104,7 +109,7 @@ def out_of_range() -> list[tuple[dict[str, Any], str]]:
 
 
 def type_of(key: str) -> Any:
-    hint = SCHEMA[key]
+    hint = KEYS[key]
     return get_args(hint)[0] if get_args(hint) else hint
 
 
@@ -256,9 +261,9 @@ def test_every_shipped_config_is_good_and_survives_json(name):
     experiment = serialise.load(name)
     assert through_json(experiment) == experiment
     # The data set itself need not be here.
-    here = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, source="digits")
-    )
+    embedded = {Images: {"source": "digits"}, Text: {"source": "stdlib", "tokenizer": "bytes"}}
+    data = dataclasses.replace(experiment.data, **embedded[type(experiment.data)])
+    here = dataclasses.replace(experiment, data=data)
     assert config.check(here) == here
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from train import loop, serialise, workdir
-from train.config import Checkpoint, Experiment, Images, Init
+from train.config import Checkpoint, Data, Experiment, Images, Init, Task, Text
 from train.state import State
+from train.tasks.lm import LM
 from zoo import registry, tree
 
 CONFIGS = serialise.shipped()
-DATA_FACTS = ("num_classes", "in_channels", "image_size")  # a task takes them from the data
+# What a task takes from the data, or decides.
+DATA_FACTS = ("num_classes", "in_channels", "image_size", "vocab", "head")
 
 
-def shrunk(cfg: Experiment) -> Experiment:
-    """The same kind of model, task and optimizer at the sizes of tests, on embedded data."""
+def shrunk(cfg: Experiment, folder: Path) -> Experiment:
+    """The same kind of model, task and optimizer at the sizes of tests, on data that are there."""
     tiny = registry.page(cfg.model.name).TINY
     sizes = {f.name: getattr(tiny, f.name) for f in dataclasses.fields(tiny)}
     options = {key: value for key, value in sizes.items() if key not in DATA_FACTS}
@@ -26,7 +28,8 @@ def shrunk(cfg: Experiment) -> Experiment:
         cfg,
         model=dataclasses.replace(cfg.model, options=cfg.model.options | options),
         init=Init(),  # weights of other sizes
-        data=embedded(cfg.data) if isinstance(cfg.data, Images) else cfg.data,
+        data=small(cfg.data, folder),
+        task=quick(cfg.task),
         optim=dataclasses.replace(cfg.optim, warmup=min(cfg.optim.warmup, 1)),
         checkpoint=Checkpoint(every=1),
         steps=2,
@@ -37,13 +40,40 @@ def shrunk(cfg: Experiment) -> Experiment:
     )
 
 
-def embedded(data: Images) -> Images:
-    """Digits instead, with as many channels as the config normalises."""
+def small(data: Data, folder: Path) -> Data:
+    return next(make(data, folder) for kind, make in SMALL.items() if isinstance(data, kind))
+
+
+def digits(data: Images, _: Path) -> Images:
+    """With as many channels as the config normalises."""
     size = min(data.image_size or 16, 16)
     channels = 3 if len(data.mean) == 3 else None
     return dataclasses.replace(
         data, source="digits", data_dir=None, batch_size=64, image_size=size, channels=channels
     )
+
+
+def pages(data: Text, folder: Path) -> Text:
+    """Short documents, in the rows and by the kind of tokenizer that the config has."""
+    for i in range(60):
+        (folder / f"{i}.txt").write_text(f"def page_{i}(x):\n    return x + {i}\n")
+    return dataclasses.replace(
+        data,
+        source=f"text:{folder}/*.txt",
+        tokenizer="bpe:270" if data.mask else "bytes",
+        length=16,
+        batch_size=32,
+        holdout=0.2,
+        cache=str(folder / "cache"),
+    )
+
+
+SMALL = {Images: digits, Text: pages}
+
+
+def quick(task: Task) -> Task:
+    """Without samples, which take longer to compile than two steps."""
+    return dataclasses.replace(task, sample=0) if isinstance(task, LM) else task
 
 
 def final_state(run: loop.Run, directory: Path) -> State:
@@ -65,7 +95,8 @@ def fit(cfg: Experiment, directory: Path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_takes_two_steps_and_resumes_to_the_same_bits(name, tmp_path, monkeypatch):
-    cfg = shrunk(serialise.load(name))
+    (tmp_path / "data").mkdir()
+    cfg = shrunk(serialise.load(name), tmp_path / "data")
     run = loop.prepare(cfg)
     monkeypatch.setattr(loop, "prepare", lambda _: run)  # compiles once for all three
     whole = fit(cfg, tmp_path / "whole")
@@ -95,7 +126,8 @@ def test_a_config_is_a_lab_record(name):
 
 
 def test_every_config_is_named_after_a_page_and_its_data():
-    """`<page>_<data>.py`, the page being that of its model."""
+    """`<page>_<data>.py`, the page being that of its model, or `<variant>_….py`."""
     for name in CONFIGS:
-        page = registry.entry(serialise.load(name).model.name).page
-        assert name.startswith(f"{page}_"), name
+        variant = serialise.load(name).model.name
+        page = registry.entry(variant).page
+        assert name.startswith((f"{page}_", f"{variant}_")), name

@@ -323,7 +323,7 @@ def test_qk_norm_takes_the_size_of_queries_and_keys_out_of_the_scores():
 
 
 def test_what_is_remembered_is_what_all_at_once_attends_to():
-    """Ragged prompts of 4, 2 and 3 tokens, then one token at a time; what lay behind is not read."""
+    """Ragged prompts of 4, 2 and 3 tokens, then one at a time; what lay behind is not read."""
     n, lengths = 7, jnp.asarray([4, 2, 3])
     q, k, v = (jnp.asarray(normal(seed, 3, n, heads, 4)) for seed, heads in enumerate((6, 2, 2)))
     expected = attend(q, k, v, causal=True, window=3)

@@ -98,7 +98,7 @@ def test_the_arrows_hold():
         ("zoo/models/vit.py", "def f():\n    import optax", "optax"),
         ("zoo/models/vit.py", "from .resnet import Stem", ".resnet.Stem"),
         ("zoo/layers/mlp.py", "from zoo.spec import Input", "zoo.spec.Input"),
-        ("zoo/generate.py", "from zoo.models import gpt", "zoo.models.gpt"),
+        ("zoo/generation.py", "from zoo.models import gpt", "zoo.models.gpt"),
         ("zoo/nerf/rays.py", "import train", "train"),
         ("zoo/weights/vit.py", "import torch", "torch"),
         ("train/tasks/lm.py", "from zoo.models.gpt import GPT", "zoo.models.gpt.GPT"),

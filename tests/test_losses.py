@@ -77,6 +77,85 @@ def test_a_class_out_of_range_gives_nan():
     assert np.isnan(loss).tolist() == [True, True, False]
 
 
+HIDDEN = RNG.normal(size=(2, 7, 4)).astype(np.float32)
+HEAD = RNG.normal(size=(4, 5)).astype(np.float32)
+TARGETS = np.array([[0, 4, -1, 2, 1, 3, 3], [2, -1, -1, 0, 1, 1, 4]], np.int32)
+
+
+def test_token_scores_match_a_loop_over_tokens():
+    logits = (HIDDEN @ HEAD).astype(np.float64)
+    found = jax.device_get(losses.token_scores(jnp.array(logits, jnp.float32), TARGETS))
+    for row, token in np.ndindex(TARGETS.shape):
+        target, scores = TARGETS[row, token], logits[row, token]
+        log_z = np.log(sum(np.exp(x) for x in scores))
+        hit = max(range(5), key=lambda c, scores=scores: scores[c]) == target
+        expected = (log_z - scores[target], log_z, hit) if target >= 0 else (0, 0, 0)
+        ours = [found[name][row, token] for name in ("nats", "log_z", "hit")]
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_the_z_loss_is_that_of_numpy():
+    scores = losses.token_scores(jnp.array(HIDDEN @ HEAD), TARGETS)
+    plain, hits = losses.token_loss(scores, TARGETS)
+    loss, _ = losses.token_loss(scores, TARGETS, z_loss=0.1)
+    scored = TARGETS >= 0
+    log_z = np.log(np.exp((HIDDEN @ HEAD).astype(np.float64)).sum(axis=-1))[scored]
+    np.testing.assert_allclose(loss - plain, 0.1 * (log_z**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(plain, scores["nats"][scored].mean(), rtol=1e-6)
+    np.testing.assert_allclose(hits, scores["hit"][scored].mean(), rtol=1e-6)
+
+
+def test_without_targets_the_token_loss_is_0():
+    nothing = np.full_like(TARGETS, -1)
+    scores = losses.token_scores(jnp.array(HIDDEN @ HEAD), nothing)
+    assert losses.token_loss(scores, nothing, z_loss=0.1) == (0, 0)
+
+
+def test_a_token_out_of_the_vocabulary_gives_nan():
+    targets = np.where(TARGETS == 4, 5, TARGETS)
+    found = losses.token_scores(jnp.array(HIDDEN @ HEAD), targets)["nats"]
+    assert np.array_equal(np.isnan(found), targets == 5)
+
+
+def in_chunks_of(chunk, hidden, head):
+    """The loss with a z-loss; all logits at once where chunk is 0."""
+
+    def score(hidden, targets):
+        return losses.token_scores(hidden @ head, targets)
+
+    if not chunk:
+        return losses.token_loss(score(hidden, TARGETS), TARGETS, 0.1)[0]
+    scores = losses.in_chunks(score, chunk, hidden, jnp.array(TARGETS))
+    return losses.token_loss(scores, TARGETS, 0.1)[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 9])
+def test_a_loss_in_chunks_has_the_value_and_the_gradients_of_the_whole(chunk):
+    both = jax.value_and_grad(in_chunks_of, argnums=(1, 2))
+    whole, parts = (both(c, jnp.array(HIDDEN), jnp.array(HEAD)) for c in (0, chunk))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
+
+
+def sizes(jaxpr):
+    """Of all arrays that are computed, in loops too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from sizes(inner)
+
+
+def test_in_chunks_all_logits_never_exist_at_once():
+    hidden, head = jnp.zeros((2, 7, 4)), jnp.zeros((4, 100))
+    largest = {}
+    for chunk in (0, 2):
+        gradient = jax.grad(in_chunks_of, argnums=(1, 2))
+        traced = jax.make_jaxpr(gradient, static_argnums=0)(chunk, hidden, head)
+        largest[chunk] = max(sizes(traced.jaxpr))
+    assert largest == {0: 2 * 7 * 100, 2: 2 * 2 * 100}
+
+
 def test_mixup_equals_a_loop_with_the_same_share():
     images, labels = losses.mixup(
         jax.random.key(3), jnp.array(IMAGES), jnp.array(SHARES), jnp.float32(0.3)

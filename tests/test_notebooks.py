@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from PIL import Image
 
 import zoo
 from tests.checkpoints import random_variables
-from zoo.models import dinov2, vit
+from zoo import text
+from zoo.models import bert, dinov2, gpt, vit
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -41,6 +42,15 @@ TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
         "FINE_TUNE": 2,
         "EVALUATE_EVERY": 2,
     },
+    "03_language": {
+        "MODEL": {"width": 32, "depth": 1, "heads": 2, "mlp": 64, "context": 64},
+        "DATA": {"source": "text:texts/*.txt", "tokenizer": "bpe:300", "length": 32},
+        "STEPS": 2,
+        "EVALUATE_EVERY": 1,
+        "WRITER": "published/gpt2",
+        "READER": "published/bert",
+        "LENGTH": 24,
+    },
 }
 PUBLISHED = {  # random weights that stand for those on the hub, with their preprocessor_config.json
     "vit": (
@@ -55,6 +65,11 @@ PUBLISHED = {  # random weights that stand for those on the hub, with their prep
             "crop_size": {"height": 32, "width": 32},
         },
     ),
+}
+SENTENCES = ["She put the book on the table and sat down.", "def area(self, radius): return 3"]
+TEXTS = {  # random weights with a tokenizer that was trained on a few words
+    "gpt2": (gpt, {"context": 128}),
+    "bert": (bert, {"head": "mlm", "num_classes": 0, "context": 128}),
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -148,13 +163,23 @@ def test_a_changed_size_must_be_named_in_the_cell_of_sizes():
 
 
 def publish(folder: Path) -> None:
-    """Writes `PUBLISHED` as the hub holds such models: transformers' files, and no card of ours."""
+    """Writes `PUBLISHED` and `TEXTS` as the hub holds such models: transformers' files, and no card
+    of ours; and texts to train on."""
     for name, (model, processor) in PUBLISHED.items():
         card = zoo.Card(name, asdict(model.config), labels=tuple("ABCDEFGHIJ"))
         zoo.save(model, random_variables(model), folder / name, format="hf", card=card)
         (folder / name / "card.json").unlink()
         processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **processor}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
+    tokenizer = text.train_bpe(SENTENCES * 4, 300, specials=("<|endoftext|>", "<mask>"))
+    for name, (page, changes) in TEXTS.items():
+        model = zoo.module_class(page)(replace(page.TINY, vocab=tokenizer.vocab_size, **changes))
+        zoo.save(model, random_variables(model), folder / name, format="hf")
+        tokenizer.save(folder / name)
+    (folder.parent / "texts").mkdir()
+    for i in range(40):
+        lines = [f"def f{i}_{j}(x):\n    return x + {j}\n" for j in range(20)]
+        (folder.parent / "texts" / f"{i}.txt").write_text("".join(lines))
 
 
 # ---- reading notebooks ----

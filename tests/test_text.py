@@ -736,7 +736,7 @@ def test_what_is_no_text_is_refused(kind, every):
 def test_a_vocabulary_larger_than_the_models_is_refused(trained):
     trained.check(700)
     trained.check(704)
-    with pytest.raises(text.TokenizerError, match="up to 699.*0 to 698.*vocab_size=700"):
+    with pytest.raises(text.TokenizerError, match="up to 699.*0 to 698.*vocab=700"):
         trained.check(699)
 
 

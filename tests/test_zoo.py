@@ -72,7 +72,7 @@ class Family:
         """Zero-initialised scales and biases would hide what lies behind them: add noise to all."""
         rng = np.random.default_rng(0)
         return jax.tree.map(
-            lambda x: x + 0.1 * rng.random(x.shape, dtype=np.float32),
+            lambda x: x + 0.1 * (2 * rng.random(x.shape, dtype=np.float32) - 1),
             zoo.init(self.model, jax.random.key(0)),
         )
 

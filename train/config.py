@@ -110,6 +110,71 @@ class Images(Data):
 
 
 @dataclass(frozen=True)
+class Text(Data):
+    """Documents as rows of tokens, to learn what comes next (or, with `mask`, what is hidden).
+
+    A tokenizer is `bytes`, `bpe:SIZE` (byte-level BPE of SIZE ids, trained on the training split),
+    or a path that `zoo.text.load` reads.
+    """
+
+    source: str = "stdlib"  # stdlib | text:GLOB | jsonl:GLOB | tfds:NAME
+    holdout: float = 0.05  # share of train cut off for each of validation and test
+    threads: int = 0  # a row is read in less time than a thread takes to hand it over
+    tokenizer: str = "bytes"
+    length: int = 256  # tokens of a row
+    packing: Literal["documents", "stream"] = "documents"  # stream: attention crosses documents
+    split: Literal["hash", "position"] = "hash"  # whole documents, or the first part of all text
+    field: str = "text"  # of jsonl: and tfds:
+    overlap: int = 0  # evaluation: tokens that begin a row as context and are not scored again
+    mask: float = 0.0  # share of the tokens to be predicted, as BERT's 0.15; 0: what comes next
+    cache: str | None = None  # keeps token files; None: ~/.cache/flax-zoo/text
+
+    def check(self) -> None:
+        from train.data import corpora, tokens
+
+        if self.overlap >= self.length:
+            raise ConfigError(
+                f"data.overlap is {self.overlap}, but a row has {self.length} tokens: each must "
+                "score one at least"
+            )
+        if self.overlap and self.mask:
+            raise ConfigError(
+                "data.overlap is context for what comes next: set it to 0, or data.mask"
+            )
+        tokens.check_tokenizer(self)
+        corpora.check_corpus(self)
+
+    def open(self) -> Any:
+        from train.data import text
+
+        return text.open_text(self)
+
+
+@dataclass(frozen=True)
+class LabelledText(Data):
+    """Texts with a class each, or with `tagging` lists of words with a class for each word."""
+
+    source: str = "jsonl:data/*.jsonl"  # jsonl:GLOB | tfds:NAME
+    threads: int = 0  # all is in memory
+    tokenizer: str = "bytes"  # as `Text` has it
+    length: int = 128  # tokens of a row; what is longer is cut
+    field: str = "text"  # a text; tagging: a list of words
+    label_field: str = "label"  # a text or a whole number; tagging: a list of them
+    tagging: bool = False
+
+    def check(self) -> None:
+        from train.data import labelled, tokens
+
+        tokens.check_tokenizer(self)
+        labelled.check_labelled(self)
+
+    def open(self) -> Any:
+        from train.data import text
+
+        return text.open_labelled(self)
+
+
+@dataclass(frozen=True)
 class Task:
     """What is learned. A subclass holds its options and builds the functions of them.
 
@@ -220,6 +285,7 @@ POSITIVE = (
     "data.batch_size",
     "data.prefetch",
     "data.image_size",
+    "data.length",
     "optim.lr",
     "optim.cycle",
     "optim.eps",
@@ -228,9 +294,17 @@ POSITIVE = (
     "checkpoint.every",
     "checkpoint.keep",
 )
-NOT_NEGATIVE = ("data.threads", "optim.warmup", "optim.weight_decay", "seed", "data.seed")
+NOT_NEGATIVE = (
+    "data.threads",
+    "data.overlap",
+    "optim.warmup",
+    "optim.weight_decay",
+    "seed",
+    "data.seed",
+)
 SHARES = (  # in [0, 1]
     "data.holdout",
+    "data.mask",
     "optim.final",
     "optim.cooldown",
     "optim.rise",

@@ -1,10 +1,11 @@
 """From a metric and a prediction to an evaluator over a whole split."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
+from train import metrics, pictures
 from train.metrics import Metric
 from train.state import Batch, State
 
@@ -33,3 +34,18 @@ def evaluator(quantities: Quantities, metric: Metric, draw: Draw) -> Evaluate:
         return found, pictures
 
     return evaluate
+
+
+def draw_classes(labels: Sequence[str]) -> Draw:
+    """Takes the counts of `metrics.confusion`, "confusion", and draws them, as a picture and as the
+    table per class."""
+
+    def draw(found: dict[str, Any]) -> dict[str, Any]:
+        counts = found.pop("confusion")
+        table = metrics.format_per_class(metrics.per_class(counts, labels))
+        return {
+            "confusion_matrix": pictures.confusion_matrix(counts, labels),
+            "per_class": table,
+        }
+
+    return draw

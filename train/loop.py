@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 import zoo
 from train import log, parallel, pretrained, workdir
@@ -148,6 +147,7 @@ def evaluate(
             metrics, artifacts = run.task.evaluate(state, watched(batches, signals))
         except Stopped:
             return None
+    metrics |= run.task.beside(split)
     record.evaluation(step, split, metrics)
     record.skips(step, skips)
     record.artifacts(step, {f"{split}_{name}": found for name, found in artifacts.items()})
@@ -203,12 +203,12 @@ def finish(
 
 def export(run: Run, state: State, directory: Path, result: dict[str, Any]) -> None:
     """The evaluated weights, as `zoo.load(directory / "model")` reads them."""
-    variables = state.variables()
-    if jax.process_count() > 1:
-        variables = multihost_utils.process_allgather(variables, tiled=True)
+    variables = parallel.whole(state.variables())
     if jax.process_index() == 0:
         card = replace(run.task.card, results=result)
-        zoo.save(run.task.model, jax.device_get(variables), directory / "model", card=card)
+        zoo.save(run.task.model, variables, directory / "model", card=card)
+        if run.task.tokenizer is not None:
+            run.task.tokenizer.save(directory / "model")
 
 
 def overfit(cfg: Experiment, steps: int = 200) -> bool:

@@ -1,13 +1,17 @@
-"""Losses per example, and the mixing of examples that goes with them.
+"""Losses per example or token, and the mixing of examples that goes with them.
 
-b batch · c classes · h w height, width. Mixing partners an example with the one before it in the
-batch, `roll(x, 1)`: batches are shuffled anyway, no example meets itself, and of a batch that is
-sharded over devices only the border rows move. One draw serves the whole batch. Under a compiler
-that maps over devices, the batch is each device's own part.
+b batch · c classes · n tokens · v vocabulary · h w height, width. Mixing partners an example with
+the one before it in the batch, `roll(x, 1)`: batches are shuffled anyway, no example meets itself,
+and of a batch that is sharded over devices only the border rows move. One draw serves the whole
+batch. Under a compiler that maps over devices, the batch is each device's own part.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 
 def cross_entropy(
@@ -40,6 +44,63 @@ def _expected(log_p: jax.Array, labels: jax.Array) -> jax.Array:
         return (labels.astype(jnp.float32) * log_p).sum(axis=-1)
     index = jnp.where(labels < 0, log_p.shape[-1], labels)  # else −1 would be the last class
     return jnp.take_along_axis(log_p, index[:, None], axis=-1, mode="fill")[:, 0]
+
+
+def token_scores(logits: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
+    """What a prediction of tokens is worth, float32 [b, n] each, 0 where nothing is scored.
+
+    logits: [b, n, v], any floating dtype; all is computed in float32.
+    targets: int [b, n], below 0 where nothing is scored.
+
+        nats   −log softmax(logits)[target]
+        log_z  log Σ exp(logits), the logarithm of the normaliser
+        hit    1 where the largest logit is the target's, else 0
+
+    A target of v or more gives NaN rather than a plausible number.
+    """
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # Not take_along_axis: a vocabulary that is split over devices would be collected for it.
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    chosen = jnp.where(token == targets[..., None], logits, 0).sum(axis=-1)
+    known = targets < logits.shape[-1]
+    found = {
+        "nats": jnp.where(known, log_z - chosen, jnp.nan),
+        "log_z": log_z,
+        "hit": (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32),
+    }
+    return {name: jnp.where(targets >= 0, x, 0) for name, x in found.items()}
+
+
+def in_chunks(
+    score: Callable[[jax.Array, jax.Array], Any], chunk: int, x: jax.Array, targets: jax.Array
+) -> Any:
+    """`score(x, targets)`, for `chunk` tokens of every row at a time.
+
+    x: [b, n, d]; targets: int [b, n]; score gives a tree of [b, n], each token by itself.
+    What it makes on the way, such as logits [b, n, v], exists for one chunk only, and is computed
+    again for the backward pass. Rows are not cut, so that a batch stays split over its devices.
+    """
+    n = targets.shape[1]
+    rest = (0, -n % chunk)
+    x = jnp.pad(x, ((0, 0), rest, (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), rest), constant_values=-1)
+    pieces = [rearrange(a, "b (k c) ... -> k b c ...", c=chunk) for a in (x, targets)]
+    found = jax.lax.map(jax.checkpoint(lambda piece: score(*piece), prevent_cse=False), pieces)
+    return jax.tree.map(lambda y: rearrange(y, "k b c -> b (k c)")[:, :n], found)
+
+
+def token_loss(
+    scores: dict[str, jax.Array], targets: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """(mean loss, share of hits) over what is scored, float32 scalars; 0 where nothing is.
+
+    scores: as `token_scores` gives them. z_loss: coefficient of log² Z, which keeps the normaliser
+    near 1 (PaLM: Chowdhery et al., 2204.02311, section 5, has 1e-4).
+    """
+    count = jnp.maximum((targets >= 0).sum(), 1)
+    loss = scores["nats"] + z_loss * jnp.square(scores["log_z"])
+    return loss.sum() / count, scores["hit"].sum() / count
 
 
 def mix(

@@ -9,7 +9,8 @@ A `Metric` is four pure functions over an accumulator, a tree of arrays that is 
     metric.compute(total)  # {"loss": 0.31, "accuracy": 0.92, "confusion": int array [10, 10]}
 
 b batch · c classes. Quantities go by keyword, each metric takes those it needs; `mask` [b] weighs
-the examples, 0 on padding, and may be None. Labels are int [b].
+the examples, 0 on padding, and may be None. Labels are int [b]. Where tokens are judged, all of
+these are [b, n] instead, and the logits [b, n, c].
 """
 
 import math
@@ -38,6 +39,16 @@ class Metric(NamedTuple):
 def mean(name: str) -> Metric:
     """The weighted mean of the quantity `name`, float [b]; NaN over no examples."""
     return _mean(lambda quantities: quantities[name])
+
+
+def ratio(top: str, bottom: str) -> Metric:
+    """The sum of the quantity `top` over the sum of `bottom`, both weighted; NaN over nothing."""
+    return _quotient(lambda quantities: quantities[top], lambda quantities: quantities[bottom])
+
+
+def mapped(metric: Metric, f: Callable[[Any], Any]) -> Metric:
+    """`f` of what the metric finds."""
+    return metric._replace(compute=lambda total: f(metric.compute(total)))
 
 
 def topk(k: int) -> Metric:
@@ -82,15 +93,21 @@ def collection(metrics: Mapping[str, Metric]) -> Metric:
 
 
 def _mean(values: Callable[[Mapping[str, Any]], jax.Array]) -> Metric:
+    return _quotient(values, lambda quantities: jnp.ones_like(values(quantities), jnp.float32))
+
+
+def _quotient(top: Callable[..., jax.Array], bottom: Callable[..., jax.Array]) -> Metric:
     def init() -> Total:
         return {"sum": jnp.zeros((), jnp.float32), "weight": jnp.zeros((), jnp.float32)}
 
     def update(total: Total, **quantities: Any) -> Total:
-        x = values(quantities).astype(jnp.float32)
-        mask = _mask(quantities, x)
-        # Not x · mask: what a model makes of padding may be NaN.
-        x = jnp.where(mask > 0, x * mask, 0)
-        return {"sum": total["sum"] + x.sum(), "weight": total["weight"] + mask.sum()}
+        def weighted(values: jax.Array) -> jax.Array:
+            mask = _mask(quantities, values)
+            # Not values · mask: what a model makes of padding may be NaN.
+            return jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0).sum()
+
+        added = {"sum": weighted(top(quantities)), "weight": weighted(bottom(quantities))}
+        return _add(total, added)
 
     def compute(total: Total) -> float:
         return _share(float(total["sum"]), float(total["weight"]))

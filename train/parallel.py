@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.config import ConfigError, Parallel
@@ -88,6 +89,13 @@ def put(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(placed, np.asarray(x)), batch
     )
+
+
+def whole(tree: Any) -> Any:
+    """A tree of global arrays as NumPy arrays, on every process; all of them must call it."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
 
 
 def initialise(

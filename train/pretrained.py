@@ -2,9 +2,10 @@
 
 `--init.from` names whatever `zoo.load` reads. Its arrays become the parameters and the other
 collections (batch statistics) of the first state, in float32 and in that state's shards; positions
-are resized to the run's pictures by `zoo.load`. The head is kept where it has as many classes as
-the data, and otherwise stays the run's own, drawn from its seed. The moving average begins as a
-copy, the optimizer from nothing. A run that goes on from its checkpoint reads none of it.
+are resized to the run's pictures by `zoo.load`. The head is kept where it is of the run's kind and
+has as many classes as the data, and otherwise stays the run's own, drawn from its seed: a masked
+language model can begin a classifier. The moving average begins as a copy, the optimizer from
+nothing. A run that goes on from its checkpoint reads none of it.
 """
 
 import json
@@ -24,8 +25,9 @@ from zoo.card import Card, Preprocess
 
 # Fields of a page's Config that change how a model is trained or fed, but not what its weights are.
 FREE = ("layers", "remat", "dropout", "drop_path", "patch_dropout", "zero_init", "positions")
-FREE += ("image_size", "in_channels", "num_classes")
-HEAD = re.compile(r"params/head\w*/.*")
+FREE += ("image_size", "in_channels", "num_classes", "head", "pooler")
+HEAD = re.compile(r"params/head\w*(/.*)?")
+NEW = re.compile(HEAD.pattern + r"|params/(transform\w*|pooler)/.*")  # what may be the run's own
 
 
 def start(init: Init, fresh: State, task: Task) -> State:
@@ -42,8 +44,12 @@ def start(init: Init, fresh: State, task: Task) -> State:
     check_architecture(init, model, task.model)
     compare_preprocess(init, card.preprocess, task.card and task.card.preprocess)
     wanted = {"params": fresh.params, **fresh.vars}
-    held = fitting(init, as_stored_in(wanted, loaded), tree.flatten(wanted))
-    tell(init, held, *(vars(m.config).get("num_classes") for m in (model, task.model)))
+    configs = [vars(m.config) for m in (model, task.model)]
+    stored = as_stored_in(wanted, loaded)
+    if configs[0].get("head") != configs[1].get("head"):
+        stored = {path: leaf for path, leaf in stored.items() if not HEAD.fullmatch(path)}
+    held = fitting(init, stored, tree.flatten(wanted))
+    tell(init, held, tree.flatten(wanted), *(c.get("num_classes") for c in configs))
 
     def initialised() -> dict[str, Any]:
         return tree.map_named(lambda path, leaf: place(held.get(path), leaf), wanted)
@@ -142,14 +148,14 @@ def scan_start(paths: Mapping[str, Any]) -> int | None:
 def fitting(
     init: Init, held: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """What is held, without a head of other shapes.
+    """What is held, without a head of other shapes, or one that nothing of the run's takes.
 
     Raises ConfigError, listing them, for other paths that differ: models whose Config agrees have
     none.
     """
     shapes, needed = ({k: v.shape for k, v in leaves.items()} for leaves in (held, wanted))
     differ = [path for path in sorted(shapes | needed) if shapes.get(path) != needed.get(path)]
-    wrong = [f"{p}: {shapes.get(p)}, not {needed.get(p)}" for p in differ if not HEAD.fullmatch(p)]
+    wrong = [f"{p}: {shapes.get(p)}, not {needed.get(p)}" for p in differ if not NEW.fullmatch(p)]
     if wrong:
         raise ConfigError("\n  ".join([f"--init.from {init.source} does not fit:", *wrong]))
     return {path: leaf for path, leaf in held.items() if path not in differ}
@@ -163,9 +169,17 @@ def place(array: Any, like: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index])
 
 
-def tell(init: Init, held: Mapping[str, Any], before: int | None, classes: int | None) -> None:
-    head = {
-        True: f"kept, {classes} classes",
-        False: f"new, {classes} classes" + (f" instead of {before}" if before else ", none before"),
-    }[before == classes]
-    log.say(f"init from {init.source}: {tree.count(held):,} parameters; head: {head}")
+def tell(
+    init: Init,
+    held: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    before: int | None,
+    classes: int | None,
+) -> None:
+    kept = wanted.keys() <= held.keys()
+    story = "kept" if kept else "new"
+    if classes:
+        story += f", {classes} classes"
+    if classes and not kept:
+        story += f" instead of {before}" if before else ", none before"
+    log.say(f"init from {init.source}: {tree.count(held):,} parameters; head: {story}")

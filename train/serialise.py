@@ -16,7 +16,7 @@ from train.config import ConfigError, Data, Experiment, Task
 
 # What may differ when a run goes on: none of it changes what is computed.
 FREE = ("log", "log_every", "tensorboard", "checkpoint", "parallel", "data.data_dir")
-FREE += ("data.threads", "data.prefetch", "step.nonfinite")
+FREE += ("data.threads", "data.prefetch", "data.cache", "step.nonfinite")
 
 
 def load(source: str) -> Experiment:

@@ -1,6 +1,7 @@
 """A task with one model, one loss and one optimizer, from the functions that make it special."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +55,8 @@ def build(
     """inputs(batch): the model's arguments, for its initialisation.
     objective(forward, batch, rng) -> (mean loss, metrics), the model in training mode.
     quantities(forward, batch): what the metric takes, the model in evaluation mode.
+    forward(*inputs, **keywords): the model, or with `method` one of its methods, which is told of
+    training only by the keyword `train`.
     """
     cfg = setup.experiment
     page = registry.page_of(model)
@@ -76,9 +79,10 @@ def build(
         drop, rng = jax.random.split(rng)
         moved = dict(vars)
 
-        def forward(*arguments: jax.Array) -> Any:
+        def forward(*arguments: jax.Array, **keywords: Any) -> Any:
             variables, rngs = {"params": params, **moved}, {"dropout": drop}
-            found, new = apply(variables, *arguments, train=True, mutable=list(vars), rngs=rngs)
+            keywords = keywords if "method" in keywords else {"train": True, **keywords}
+            found, new = apply(variables, *arguments, mutable=list(vars), rngs=rngs, **keywords)
             moved.update(new)
             return found
 
@@ -86,7 +90,7 @@ def build(
         return value, (moved, shown)
 
     def judged(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        return quantities(lambda *arguments: apply(variables, *arguments), batch)
+        return quantities(partial(apply, variables), batch)
 
     update = step.supervised(
         loss,

@@ -4,6 +4,7 @@
     variables = zoo.init(model, jax.random.key(0))
     model, variables = zoo.load("microsoft/resnet-50")
     logits = model.apply(variables, images)
+    [story] = zoo.generate(model, variables, "Once upon", tokenizer=tokenizer)
 
 These are small doors: each imports what it needs when it is called, and `import zoo` is instant.
 """
@@ -23,6 +24,9 @@ __all__ = [
     "card",
     "create",
     "describe",
+    "embed",
+    "fill_mask",
+    "generate",
     "init",
     "list_models",
     "load",
@@ -140,6 +144,51 @@ def card(source: str | Path, *, revision: str | None = None, token: str | None =
     if str(source) in registry.entries():
         return store.variant_card(str(source))
     return store.read_card(hub.fetch(source, revision=revision, token=token))
+
+
+def generate(model: Any, variables: Any, prompts: Any, **options: Any) -> Any:
+    """Continues prompts: a list of `zoo.generation.Completion`, one for each.
+
+    prompts: a text or several, with `tokenizer=`, or lists of ids. Options, their defaults and what
+    is raised: `zoo.generation.generate`. The model is compiled once for a bucket of lengths.
+    """
+    from zoo import decode, generation
+
+    page = registry.page_of(model)
+    if not hasattr(page, "empty_cache"):
+        raise ValueError(f"{type(model).__name__} does not generate: it is no decoder of text")
+    decoder = decode.decoder(model, page.empty_cache)
+    return generation.generate(decoder, variables, prompts, **options)
+
+
+def embed(model: Any, variables: Any, tokenizer: Any, texts: Any, **options: Any) -> Any:
+    """Texts as vectors, float32 [texts, d]: an encoder's mean over the tokens of each, of length 1.
+    Options and what is raised: `zoo.text.embed.embed`."""
+    from zoo.text import embed as encoder
+
+    apply = encoder.applied(model, "hidden")
+    return encoder.embed(apply, variables, tokenizer, texts, **_encoder(model), **options)
+
+
+def fill_mask(model: Any, variables: Any, tokenizer: Any, texts: Any, **options: Any) -> Any:
+    """For each text, for each mask in it, the likeliest tokens with their probabilities. Options
+    and what is raised: `zoo.text.embed.fill_mask`."""
+    from zoo.text import embed as encoder
+
+    limits = _encoder(model)
+    if model.config.head != "mlm":
+        raise ValueError(f'head="{model.config.head}" guesses no words: load a model with "mlm"')
+    return encoder.fill_mask(
+        encoder.applied(model), variables, tokenizer, texts, **limits, **options
+    )
+
+
+def _encoder(model: Any) -> dict[str, int]:
+    """The limits of an encoder of text. Raises ValueError for a model that is none."""
+    config = model.config
+    if not {"vocab", "context", "head"} <= {*dir(config)}:
+        raise ValueError(f"{type(model).__name__} is no encoder of text, such as bert_base")
+    return {"context": config.context, "vocab": config.vocab}
 
 
 def describe(model: Any) -> str:

@@ -1,4 +1,5 @@
-"""`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `parity` and `table`."""
+"""`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `generate MODEL PROMPT`, `parity`
+and `table`."""
 
 import argparse
 import importlib
@@ -29,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     predicting.add_argument("model", help="a directory or file with weights, a tag or a hub id")
     predicting.add_argument("images", nargs="+", metavar="IMAGE")
     predicting.add_argument("--top", type=_positive, default=5, help="classes of each (default 5)")
-    predicting.add_argument("--revision", help="a branch, tag or commit of the repository")
-    predicting.add_argument("--token", help="of an account of the hub that may read it")
+    _add_source(predicting)
     predicting.set_defaults(run=predict)
+    add_generate(commands)
     ledger = commands.add_parser("parity", help="how far each model is from its reference")
     ledger.add_argument("family", nargs="?", help="such as vit (default all)")
     ledger.add_argument("--markdown", action="store_true", help="the table of the README")
@@ -53,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", help="a branch, tag or commit of the repository")
+    command.add_argument("--token", help="of an account of the hub that may read it")
 
 
 def _positive(text: str) -> int:
@@ -130,6 +136,59 @@ def _usable(source: str, model: Any, card: zoo.Card) -> Preprocess:
             "model with zoo.save(…, card=), or use zoo.preprocess.prepare"
         )
     return card.preprocess
+
+
+# Text.
+
+SAMPLING = {  # option → type, help; their defaults are those of zoo.generation.generate
+    "max-new-tokens": (_positive, "how long the continuation may be (default 64)"),
+    "temperature": (float, "0 takes the likeliest token each time (default 1)"),
+    "top-k": (_positive, "choose among so many likeliest tokens"),
+    "top-p": (float, "choose among the likeliest tokens that have this probability together"),
+    "min-p": (float, "choose among tokens with this share of the likeliest's probability"),
+    "repetition-penalty": (float, "above 1: what was there already becomes less likely"),
+    "beams": (_positive, "follow so many continuations and print the likeliest; not streamed"),
+    "seed": (int, "of what is drawn: the same seed, the same text (default 0)"),
+}
+
+
+def add_generate(commands: Any) -> None:
+    command = commands.add_parser("generate", help="the continuation of a text, as it is written")
+    command.add_argument("model", help="a directory with weights, a workdir, a tag or a hub id")
+    command.add_argument("prompt", help='a text; "-" reads it from standard input')
+    for name, (kind, text) in SAMPLING.items():
+        command.add_argument(f"--{name}", type=kind, help=text)
+    command.add_argument(
+        "--stop", action="append", default=[], help="end before this text; repeats"
+    )
+    command.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    _add_source(command)
+    command.set_defaults(run=generate)
+
+
+def generate(options: argparse.Namespace) -> str:
+    """Prints the continuation while it is written; beams only when they are done."""
+    from zoo import text
+    from zoo.weights import hub
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    path = hub.fetch(options.model, revision=options.revision, token=options.token)
+    tokenizer = text.load(path if path.is_dir() else path.parent)
+    model, variables = zoo.load(path)
+    prompts: Any = [prompt]
+    if options.chat:
+        turns = [{"role": "user", "content": prompt}]
+        prompts = [tokenizer.encode_chat(turns)]
+    elif not prompt and tokenizer.specials.eos is not None:
+        prompts = [[tokenizer.specials.eos]]  # from nothing
+    chosen = {key: getattr(options, key) for key in (name.replace("-", "_") for name in SAMPLING)}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    streamed = given.get("beams", 1) == 1
+    stream = (lambda _, piece: print(piece, end="", flush=True)) if streamed else None
+    [found] = zoo.generate(
+        model, variables, prompts, tokenizer=tokenizer, stop=options.stop, stream=stream, **given
+    )
+    return "" if streamed else found.text
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"

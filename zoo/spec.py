@@ -40,7 +40,6 @@ class Input(NamedTuple):
 # dimensions, so that blocks that are stacked for a scan are split alike.
 TRANSFORMER = (
     (r".*/(q|k|v|fc1|gate|up)/kernel", ("fsdp", "tensor")),
-    (r".*/(q|k|v|fc1|gate|up)/bias", ("tensor",)),
     (r".*/(out|fc2|down)/kernel", ("tensor", "fsdp")),
     (r"embed/embedding", ("tensor", "fsdp")),
     (r"head/kernel", ("fsdp", "tensor")),

@@ -38,9 +38,14 @@ def mask(case: str, shape: Shape) -> np.ndarray:
     return _generator("mask" + case).random(shape) < 0.4
 
 
-def labels(case: str, count: int, classes: int) -> np.ndarray:
-    """The labels of a case: int64 [count] in [0, classes)."""
-    return _generator("labels" + case).integers(classes, size=count)
+def labels(case: str, shape: int | Shape, classes: int) -> np.ndarray:
+    """The labels of a case: int64 of this shape in [0, classes)."""
+    return _generator("labels" + case).integers(classes, size=shape)
+
+
+def tokens(case: str, shape: Shape, low: int, high: int) -> np.ndarray:
+    """The text of a case: int32 in [low, high)."""
+    return _generator("tokens" + case).integers(low, high, size=shape, dtype=np.int32)
 
 
 def kernel(rng: np.random.Generator, shape: Shape) -> np.ndarray:
@@ -81,6 +86,7 @@ KINDS: tuple[tuple[str, Draw], ...] = (
     (r".*(embeddings?|embed_tokens|wte|wpe)\.weight", embedding),
     (r"(.*[./])?((cls|mask|reg|register|dist|distillation)_tokens?|cls)", embedding),
     (r"(.*[./])?pos(ition)?_embed(ding)?s?", embedding),
+    (r".*/embedding", embedding),
     (r".*/kernel", linen_kernel),
     (r"batch_stats/.*/var", variance),
     (r"batch_stats/.*/mean", small),

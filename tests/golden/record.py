@@ -17,7 +17,7 @@ left out by name, so run this once in each of (Python 3.11, where torch is a CPU
 
     pip install torch==2.13.0 transformers==5.23.0 onnx==1.23.2 onnxruntime==1.31.1
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
-    pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2      # for the family "flax" alone
+    pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2      # for "flax" and "bert_flax" alone
     pip install flax==0.12.8 jax==0.10.2                          # for Google's JAX code
 
 The last needs two clones beside it, for no package holds that code, and Meta's DINOv2 a third
@@ -36,13 +36,15 @@ An npz holds, with images and hidden states as [b, h, w, c] in float32:
     meta                          JSON: case, versions, config in the words of our `Config`, image
                                   (name and shape for `fill.image`), tensors [name, shape, dtype]
     input                         the images, unless they are too large: then draw them
+    inputs/tokens, inputs/…       of a model of text: what it takes, by keyword; no image then
     mask                          bool [b, patches], what was hidden from a masked model
     hidden/stem, hidden/stage1.block_0, …, hidden/norm    what leaves each part; tokens [b, n, d]
     mean/…                        the same, averaged over h, w, where the maps are too large
     pooled, logits                [b, c], [b, classes]; of a model without classes:
     representation                [b, c]
-    labels, loss, grad/NAME, stats/NAME    of one step in training mode: mean cross-entropy, its
-                                  gradients, and the running statistics after the step
+    labels, loss, grad/NAME, stats/NAME    of one step in training mode: mean cross-entropy over
+                                  the labels that are not −1, its gradients, and the running
+                                  statistics after the step
 """
 
 import argparse

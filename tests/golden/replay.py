@@ -85,7 +85,11 @@ class Case:
 
     @property
     def inputs(self) -> dict[str, jax.Array]:
-        """What a model takes, by keyword: images, and for a masked model what of them is hidden."""
+        """What a model takes, by keyword: text, or images, and for a masked model what of them is
+        hidden."""
+        text = {key: x for key, x in self.recorded.items() if key.startswith("inputs/")}
+        if text:
+            return {key.removeprefix("inputs/"): jnp.asarray(x) for key, x in text.items()}
         masked = "mask" in self.recorded
         mask = {"mask": jnp.asarray(self.recorded["mask"])} if masked else {}
         return {"image": self.image, **mask}
@@ -100,9 +104,10 @@ class Case:
     def variables(self, model: Any) -> dict[str, Any]:
         """The filled foreign tensors as our variables."""
         tensors = {name: fill(name, tuple(shape)) for name, shape, _ in self.meta["tensors"]}
-        shapes = tree.flatten(jax.eval_shape(model.init, jax.random.key(0), self.image))
+        shapes = tree.flatten(jax.eval_shape(model.init, jax.random.key(0), **self.inputs))
         ignored = () if self.rows else self._format().ignored
-        loaded = convert.load(tensors, self.table(model), shapes, ignored)
+        named = tensors if self.rows else store._prefixed(tensors, self._format())
+        loaded = convert.load(named, self.table(model), shapes, ignored)
         return tree.unflatten({path: jnp.asarray(loaded[path]) for path in shapes})
 
     def _format(self) -> convert.Format:
@@ -170,16 +175,18 @@ def measure_training(case: Case) -> list[Measured]:
     variables = case.variables(model)
     labels = jnp.asarray(recorded["labels"], jnp.int32)
 
-    def loss_of(params: Any, others: Any, image: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_of(params: Any, others: Any, inputs: Any) -> tuple[jax.Array, Any]:
         both = {"params": params, **others}
-        logits, moved = model.apply(both, image, train=True, mutable=list(others))
-        entropy = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(labels)), labels]
-        return entropy.mean(), (logits, moved)
+        logits, moved = model.apply(both, **inputs, train=True, mutable=list(others))
+        right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        entropy = jax.nn.logsumexp(logits, axis=-1) - right
+        return entropy.mean(where=labels >= 0), (logits, moved)
 
     step = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     others = {name: leaves for name, leaves in variables.items() if name != "params"}
-    (loss, (logits, moved)), grads = step(variables["params"], others, case.image)
+    (loss, (logits, moved)), grads = step(variables["params"], others, case.inputs)
     theirs = foreign(case.table(model), tree.flatten({"params": grads, **moved}))
+    theirs = {name: x for name, x in theirs.items() if name not in copies(case, model)}
     stats = compare(theirs, recorded, "stats/")
     grads = compare(theirs, recorded, "grad/")
     assert stats.keys() | grads.keys() == theirs.keys(), "not everything was recorded"
@@ -196,6 +203,13 @@ def foreign(rows: Sequence[convert.Row], ours: Mapping[str, Any]) -> dict[str, n
     """Our leaves by the names and in the layouts of the reference."""
     rows = [row for row in rows if set(convert.names(row.ours)) <= set(ours)]
     return convert.save({path: np.asarray(leaf) for path, leaf in ours.items()}, rows, ours)
+
+
+def copies(case: Case, model: Any) -> set[str]:
+    """The further names of tied tensors, which the reference's files leave out."""
+    tied = (row.foreign for row in case.table(model) if row.op.some)
+    in_file = {name for name, *_ in case.meta["tensors"]}
+    return {name for foreign in tied for name in convert.names(foreign)} - in_file
 
 
 def compare(

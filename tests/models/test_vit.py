@@ -199,8 +199,8 @@ def test_the_comparison_sees(name, monkeypatch):
 TRAINING_FAULTS = {
     "no gradient through the values": (
         attention,
-        "attend(q, k, v,",
-        "attend(q, k, jax.lax.stop_gradient(v),",
+        "attend(q, k, v, causal=causal, lengths",
+        "attend(q, k, jax.lax.stop_gradient(v), causal=causal, lengths",
     ),
     "no gradient to the positions": (
         vit,

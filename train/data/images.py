@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +33,17 @@ class Dataset:
 
     def train(self) -> pipeline.Stream:
         """Endless shuffled batches whose position can be stored."""
-        return pipeline.train_stream(self.source.splits["train"], self.cfg, **_process())
+        return pipeline.train_stream(
+            self.source.splits["train"], self.cfg, **pipeline.this_process()
+        )
 
     def evaluate(self, split: str) -> tuple[Iterator[pipeline.Batch], pipeline.Skips]:
         """Every example of "validation" or "test" once, with a `mask`; and what was unreadable."""
         examples = self.source.splits[split]
         skips = pipeline.Skips(split, len(examples))
-        return pipeline.eval_batches(examples, self.cfg, skips=skips, **_process()), skips
+        return pipeline.eval_batches(
+            examples, self.cfg, skips=skips, **pipeline.this_process()
+        ), skips
 
     def normalise(self, image: jax.Array) -> jax.Array:
         """uint8 [b, h, w, c] → float32, less the mean, over the standard deviation; on device."""
@@ -73,7 +76,3 @@ def open_images(cfg: Images) -> Dataset:
                 f"{data.shape[-1]} channels; give one value or one per channel"
             )
     return data
-
-
-def _process() -> dict[str, Any]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

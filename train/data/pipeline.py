@@ -14,9 +14,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import grain
+import jax
 import numpy as np
 
-from train.config import ConfigError, Images
+from train.config import ConfigError, Data, Images
 from train.data.augment import evaluation_transform, train_transform
 from train.data.sources import Example, Split
 from zoo.preprocess import Unreadable, decode
@@ -91,7 +92,7 @@ def _checked(image: np.ndarray, shape: tuple[int, int, int], index: int) -> np.n
     raise ConfigError(f"{key}: example {index} is {found}, but the first is {first}; set {key}")
 
 
-def local_size(cfg: Images, process_count: int) -> int:
+def local_size(cfg: Data, process_count: int) -> int:
     """Examples of one process in a batch. Raises ConfigError if processes do not divide it."""
     if cfg.batch_size % process_count:
         raise ConfigError(
@@ -100,7 +101,22 @@ def local_size(cfg: Images, process_count: int) -> int:
     return cfg.batch_size // process_count
 
 
-def _batches(examples: grain.MapDataset, cfg: Images, batch_size: int) -> grain.DatasetIterator:
+def this_process() -> dict[str, Any]:
+    """The arguments of a stream that make it this process's part of the run."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def global_order(length: int, seed: int) -> tuple[grain.MapDataset, int]:
+    """The indices of an endless training stream, shuffled anew every epoch; and a seed for what is
+    random about them. Map before a process takes its share of the positions, so that randomness
+    follows the position in the global order."""
+    # Hashed, so that seeds 0 and 1 do not share orders: Grain adds the epoch to the seed.
+    order, other = (int(seed) for seed in np.random.SeedSequence(seed).generate_state(2))
+    return grain.MapDataset.range(length).shuffle(seed=order).repeat(), other
+
+
+def batched(examples: grain.MapDataset, cfg: Data, batch_size: int) -> grain.DatasetIterator:
+    """Examples of one size, stacked, read by `data.threads` threads."""
     # Two batches, so that threads have work while one is stacked; at least one example for each.
     ahead = max(2 * batch_size, cfg.threads)
     options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=ahead)
@@ -176,12 +192,9 @@ def train_stream(
         image = _checked(transform(image, rng), shape, index)
         return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
 
-    # Hashed, so that seeds 0 and 1 do not share orders: Grain adds the epoch to the seed.
-    order, augment = (int(seed) for seed in np.random.SeedSequence(cfg.seed).generate_state(2))
-    examples = grain.MapDataset.range(len(split)).shuffle(seed=order).repeat()
-    # Before the slice, so that the randomness follows the position in the global order.
-    examples = examples.random_map(load, seed=augment)[process_index::process_count]
-    return Stream(_batches(examples, cfg, batch_size), skips, process_count)
+    order, augment = global_order(len(split), cfg.seed)
+    examples = order.random_map(load, seed=augment)[process_index::process_count]
+    return Stream(batched(examples, cfg, batch_size), skips, process_count)
 
 
 # ---- evaluation ----
@@ -216,7 +229,7 @@ def eval_batches(
 
     padded = -(-len(split) // cfg.batch_size) * cfg.batch_size
     examples = grain.MapDataset.range(padded).map(load)[process_index::process_count]
-    with contextlib.closing(_batches(examples, cfg, batch_size)) as batches:
+    with contextlib.closing(batched(examples, cfg, batch_size)) as batches:
         yield from batches
 
 

@@ -58,31 +58,33 @@ def check_source(cfg: Data) -> None:
 
     Imports neither jax nor, unless it fails, tensorflow_datasets.
     """
-    kind, argument = _kind(cfg)
+    kind, argument = choose(cfg, SOURCES)
     kind.check(argument, cfg)
 
 
 def open_source(cfg: Data) -> Source:
     """The source that `data.source` names. Raises ConfigError where `check_source` does, and for
     data that is there but cannot be used."""
-    kind, argument = _kind(cfg)
+    kind, argument = choose(cfg, SOURCES)
     kind.check(argument, cfg)
     return kind.open(argument, cfg)
 
 
-def _kind(cfg: Data) -> tuple["Kind", str]:
+def choose(cfg: Data, kinds: Mapping[str, "Kind"]) -> tuple["Kind", str]:
+    """The kind of source that `data.source` names, and what stands after its colon."""
     prefix, _, argument = cfg.source.partition(":")
-    forms = ", ".join(kind.form for kind in SOURCES.values())
-    if prefix not in SOURCES:
-        [near] = difflib.get_close_matches(prefix, SOURCES, n=1, cutoff=0.0)
-        raise _error(cfg, f"unknown source; did you mean {SOURCES[near].form}? One of {forms}")
-    kind = SOURCES[prefix]
+    forms = ", ".join(kind.form for kind in kinds.values())
+    if prefix not in kinds:
+        [near] = difflib.get_close_matches(prefix, kinds, n=1, cutoff=0.0)
+        raise bad_source(cfg, f"unknown source; did you mean {kinds[near].form}? One of {forms}")
+    kind = kinds[prefix]
     if bool(argument) != (":" in kind.form):
-        raise _error(cfg, f"must have the form {kind.form}")
+        raise bad_source(cfg, f"must have the form {kind.form}")
     return kind, argument
 
 
-def _error(cfg: Data, message: str) -> ConfigError:
+def bad_source(cfg: Data, message: str) -> ConfigError:
+    """The error for what is wrong with `data.source`."""
     return ConfigError(f"data.source = {cfg.source!r}: {message}")
 
 
@@ -148,7 +150,7 @@ class Arrays(Sequence[Example]):
 
 def check_digits(_: str, cfg: Data) -> None:
     if importlib.util.find_spec("sklearn") is None:
-        raise _error(cfg, "needs scikit-learn: pip install scikit-learn")
+        raise bad_source(cfg, "needs scikit-learn: pip install scikit-learn")
 
 
 def open_digits(_: str, cfg: Data) -> Source:
@@ -189,7 +191,7 @@ GLYPHS_VALIDATION, GLYPHS_TEST = ("DejaVuSansMono-BoldOblique",), ("DejaVuSerif-
 
 def check_glyphs(_: str, cfg: Data) -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise _error(cfg, "needs the fonts of matplotlib: pip install matplotlib")
+        raise bad_source(cfg, "needs the fonts of matplotlib: pip install matplotlib")
 
 
 def open_glyphs(_: str, cfg: Data) -> Source:
@@ -250,9 +252,11 @@ def tfds_root(data_dir: str | None) -> Path:
 
 def check_tfds(name: str, cfg: Data) -> None:
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise _error(cfg, "needs tensorflow-datasets: pip install tensorflow-datasets array_record")
+        raise bad_source(
+            cfg, "needs tensorflow-datasets: pip install tensorflow-datasets array_record"
+        )
     if not re.fullmatch(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
-        raise _error(cfg, "must have the form tfds:NAME[:VERSION], such as tfds:mnist:3.0.1")
+        raise bad_source(cfg, "must have the form tfds:NAME[:VERSION], such as tfds:mnist:3.0.1")
     if not _is_remote(cfg) and not (tfds_root(cfg.data_dir) / _tfds_name(name)).is_dir():
         raise _not_prepared(name, cfg)
 
@@ -265,37 +269,59 @@ def open_tfds(name: str, cfg: Data) -> Source:
     """
     import tensorflow_datasets as tfds  # a second to import, so only where it is used
 
+    builder = tfds_builder(name, cfg)
+    image, label = _features(tfds, builder.info.features, cfg)
+    read = tfds_splits(builder, name, cfg, decoders={"image": tfds.decode.SkipDecoding()})
+    sizes = {name: split.num_bytes for name, split in builder.info.splits.items()}
+    splits: dict[str, Split] = {
+        ours: Encoded(read[theirs], sizes[theirs])
+        for ours, theirs in stored_splits(read)
+        if len(read[theirs])
+    }
+    check_train(splits, read, cfg)
+    if "test" in splits and splits["test"][0]["label"] < 0:
+        del splits["test"]  # ImageNet's: labels are kept secret and stored as -1
+    name, licence = tfds_title(builder)
+    return Source(name, hold_out(splits, cfg), tuple(label.names), licence, image.shape)
+
+
+def tfds_builder(name: str, cfg: Data) -> Any:
+    """The builder of a data set that is prepared. Raises ConfigError where it is not."""
+    import tensorflow_datasets as tfds
+
     data_dir = cfg.data_dir if _is_remote(cfg) else str(tfds_root(cfg.data_dir))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS raises its own, ValueError and AssertionError
-        raise _error(cfg, f"TFDS cannot open it: {str(error).splitlines()[0]}") from error
+        raise bad_source(cfg, f"TFDS cannot open it: {str(error).splitlines()[0]}") from error
     if not builder.info.splits:
         raise _not_prepared(name, cfg)
-    image, label = _features(tfds, builder.info.features, cfg)
+    return builder
+
+
+def tfds_splits(builder: Any, name: str, cfg: Data, **options: Any) -> Any:
+    """Its splits by TFDS's names, read at random. Raises ConfigError for files that cannot be."""
     try:
-        read: Any = builder.as_data_source(decoders={"image": tfds.decode.SkipDecoding()})
+        return builder.as_data_source(**options)
     except NotImplementedError as error:
         format_ = builder.info.file_format
-        raise _error(
+        raise bad_source(
             cfg,
             f"{builder.data_dir} holds {format_ and format_.value} files, which cannot be read at "
             f"random; move that folder away, then {_preparation(name, cfg)}",
         ) from error
-    sizes = {name: split.num_bytes for name, split in builder.info.splits.items()}
-    splits: dict[str, Split] = {
-        ours: Encoded(read[theirs], sizes[theirs])
-        for ours, theirs in _stored(read)
-        if len(read[theirs])
-    }
+
+
+def tfds_title(builder: Any) -> tuple[str, str]:
+    """(name with version, licence) of a data set."""
+    info = builder.info
+    return info.full_name, info.redistribution_info.license or f"see {info.homepage}"
+
+
+def check_train(splits: Collection[str], read: Collection[str], cfg: Data) -> None:
+    """Raises ConfigError where there is no train among `splits`, found in TFDS's `read`."""
     if "train" not in splits:
-        raise _error(cfg, f"has the splits {', '.join(sorted(read))}, but no train split")
-    if "test" in splits and splits["test"][0]["label"] < 0:
-        del splits["test"]  # ImageNet's: labels are kept secret and stored as -1
-    licence = builder.info.redistribution_info.license or f"see {builder.info.homepage}"
-    return Source(
-        builder.info.full_name, hold_out(splits, cfg), tuple(label.names), licence, image.shape
-    )
+        raise bad_source(cfg, f"has the splits {', '.join(sorted(read))}, but no train split")
 
 
 def _features(tfds: Any, features: Any, cfg: Data) -> tuple[Any, Any]:
@@ -304,15 +330,18 @@ def _features(tfds: Any, features: Any, cfg: Data) -> tuple[Any, Any]:
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
-        raise _error(
+        raise bad_source(
             cfg, f"needs a picture `image` and a class `label`; it has {', '.join(features)}"
         )
     if image.np_dtype not in (np.uint8, np.uint16):
-        raise _error(cfg, f"its pictures are {np.dtype(image.np_dtype)}; uint8 or uint16 is needed")
+        raise bad_source(
+            cfg, f"its pictures are {np.dtype(image.np_dtype)}; uint8 or uint16 is needed"
+        )
     return image, label
 
 
-def _stored(names: Collection[str]) -> Iterator[tuple[str, str]]:
+def stored_splits(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(our name, the name that it goes by) of the splits among `names`."""
     for ours, stored_as in STORED_AS.items():
         yield from [(ours, name) for name in stored_as if name in names][:1]
 
@@ -331,9 +360,9 @@ def _not_prepared(name: str, cfg: Data) -> ConfigError:
     known = tfds.list_builders(with_community_datasets=False)
     if _tfds_name(name) in known:
         root = tfds_root(cfg.data_dir)
-        return _error(cfg, f"is not prepared in {root}; {_preparation(name, cfg)}")
+        return bad_source(cfg, f"is not prepared in {root}; {_preparation(name, cfg)}")
     near = difflib.get_close_matches(_tfds_name(name), known, n=3, cutoff=0.0)
-    return _error(cfg, f"TFDS has no data set of this name; near it: {', '.join(near)}")
+    return bad_source(cfg, f"TFDS has no data set of this name; near it: {', '.join(near)}")
 
 
 def _preparation(name: str, cfg: Data) -> str:
@@ -375,7 +404,7 @@ def check_folder(path: str, cfg: Data) -> None:
     for name, names in classes.items():
         if names != classes["train"]:
             odd = sorted(set(names) ^ set(classes["train"]))
-            raise _error(
+            raise bad_source(
                 cfg, f"{splits['train']} and {splits[name]} differ in classes: {', '.join(odd)}"
             )
 
@@ -391,11 +420,11 @@ def open_folder(path: str, cfg: Data) -> Source:
 
 def _folders(root: Path, cfg: Data) -> dict[str, Path]:
     if not root.is_dir():
-        raise _error(cfg, f"there is no folder {root}")
+        raise bad_source(cfg, f"there is no folder {root}")
     # A folder called train that holds pictures and no folders is a class: trains.
     if not _subfolders(root / "train"):
         return {"train": root}
-    return {ours: root / name for ours, name in _stored(_subfolders(root))}
+    return {ours: root / name for ours, name in stored_splits(_subfolders(root))}
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -408,10 +437,12 @@ def _subfolders(folder: Path) -> list[str]:
 def _classes(folder: Path, cfg: Data) -> list[str]:
     classes = _subfolders(folder)
     if not classes:
-        raise _error(cfg, f"{folder} has no sub-folders; put each class's pictures into its own")
+        raise bad_source(
+            cfg, f"{folder} has no sub-folders; put each class's pictures into its own"
+        )
     empty = [name for name in classes if next(_pictures(folder / name), None) is None]
     if empty:
-        raise _error(
+        raise bad_source(
             cfg,
             f"no picture ({' '.join(EXTENSIONS)}) in {folder}/{{{','.join(empty)}}}; "
             "add pictures or remove the folders",
@@ -439,8 +470,8 @@ class Kind(NamedTuple):
     """How a source is written, checked without jax, and opened."""
 
     form: str
-    check: Callable[[str, Data], None]
-    open: Callable[[str, Data], Source]
+    check: Callable[[str, Any], None]
+    open: Callable[[str, Any], Any]
 
 
 SOURCES = {

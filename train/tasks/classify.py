@@ -35,7 +35,7 @@ class Classify(Task):
         import jax.numpy as jnp
 
         import zoo
-        from train import losses, metrics, pictures, supervised
+        from train import evaluation, losses, metrics, supervised
 
         cfg, data, labels = setup.experiment, setup.data, setup.data.labels
         height, width, channels = data.shape
@@ -58,12 +58,6 @@ class Classify(Task):
             known = {"logits": logits, "labels": batch["label"], "mask": batch["mask"]}
             return {"loss": losses.cross_entropy(logits, batch["label"]), **known}
 
-        def draw(found: dict[str, Any]) -> dict[str, Any]:
-            counts = found.pop("confusion")
-            table = metrics.format_per_class(metrics.per_class(counts, labels))
-            picture = pictures.confusion_matrix(counts, labels)
-            return {"confusion_matrix": picture, "per_class": table}
-
         return supervised.build(
             setup,
             model,
@@ -79,7 +73,7 @@ class Classify(Task):
                 }
             ),
             best="accuracy",
-            draw=draw,
+            draw=evaluation.draw_classes(labels),
             card=zoo.Card(
                 model=cfg.model.name,
                 config=asdict(model.config),

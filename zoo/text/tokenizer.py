@@ -175,7 +175,7 @@ class Tokenizer(ABC):
             raise TokenizerError(
                 f"the tokenizer's ids go up to {self.vocab_size - 1}, but the model has embeddings "
                 f"for 0 to {model_vocab - 1}: load the tokenizer that belongs to the model, or "
-                f"create the model with vocab_size={self.vocab_size}"
+                f"create the model with vocab={self.vocab_size}"
             )
 
     @property

@@ -26,7 +26,8 @@ class Op(NamedTuple):
     """A change of layout and its exact inverse: `load(*foreign)` gives ours, `save(*ours)` theirs,
     an array where that side of the row is one name and a tuple where it is several.
 
-    some: of several foreign names those that the file has are enough, and load gets these.
+    some: of several foreign names those that the file has are enough, and load gets these; what
+    save gives for all but the first is not written.
     """
 
     load: Callable[..., Any]
@@ -71,7 +72,7 @@ def stacked(op: Op = SAME) -> Op:
 @cache
 def tie(op: Op = SAME, count: int = 2) -> Op:
     """`count` foreign names for one of ours: an embedding that is the head as well. A file may lack
-    all but one of them, those that it has must be equal; an export writes them all."""
+    all but one of them, those that it has must be equal; an export writes the first alone."""
 
     def load(*copies: np.ndarray) -> np.ndarray:
         first, *others = copies
@@ -291,6 +292,7 @@ def save(
     saved: dict[str, np.ndarray] = {}
     for row in rows:
         result = row.op.save(*(np.asarray(leaves[path]) for path in names(row.ours)))
-        for name, x in zip(names(row.foreign), _several(result, row.foreign), strict=True):
-            saved[name] = np.asarray(x, order="C")
+        foreign = dict(zip(names(row.foreign), _several(result, row.foreign), strict=True))
+        for name in list(foreign)[: 1 if row.op.some else None]:
+            saved[name] = np.asarray(foreign[name], order="C")
     return saved

@@ -16,6 +16,7 @@ from fill import mask as draw_mask
 
 Recording = dict[str, Any]  # arrays of an npz, or the JSON of one section
 Size = tuple[int, int, int]  # images, height, width
+Inputs = Mapping[str, np.ndarray]  # of a model of text: what ours takes, by keyword
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class Case:
         return self.name if self.is_json else f"{self.name}.npz"
 
 
+def text_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Tokens [b, n] and what belongs to them, by the keywords of transformers."""
+    import torch
+
+    named = {"tokens": "input_ids", "types": "token_type_ids", "positions": "position_ids"}
+    found = {named[key]: torch.from_numpy(inputs[key]).long() for key in inputs if key in named}
+    if "lengths" in inputs:
+        real = np.arange(inputs["tokens"].shape[1]) < inputs["lengths"][:, None]
+        found["attention_mask"] = torch.from_numpy(real).long()
+    return found
+
+
 @dataclass(frozen=True)
 class Reference:
     """A filled torch model, and where in it our hidden states are found.
@@ -45,6 +58,7 @@ class Reference:
     files: the tensors of a model of this class by the names that they have in its files, which are
     not always those that they have in memory.
     inputs: what the model is called with beside the images.
+    call: of a model of text, what it is called with for our inputs.
     """
 
     model: Any
@@ -54,8 +68,9 @@ class Reference:
     pool: str | None = None
     files: Callable[[Any], Mapping[str, Any]] = lambda model: model.state_dict()
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    call: Callable[[Inputs], Mapping[str, Any]] = text_inputs
 
-    def meta(self, case: str, shape: Sequence[int]) -> np.ndarray:
+    def meta(self, case: str, shape: Sequence[int] | None = None) -> np.ndarray:
         rows = tensors(self.files(self.model))
         return meta(case, self.versions, self.config, shape, tensors=rows)
 
@@ -77,17 +92,10 @@ def evaluate(
 
     reference, x = build(), image(case, (*size, 3))
     header = reference.meta(case, x.shape)
-    model = deterministic(reference.model).eval()
     drawn = {} if mask is None else {"mask": draw_mask(case, mask)}
     masked = {"bool_masked_pos": torch.from_numpy(drawn["mask"])} if drawn else {}
-    seen = {}
-
-    def keep(name: str, _module: Any, _inputs: Any, output: Any) -> None:
-        seen[name] = _channels_last(output).detach().clone()
-
     pool = {} if reference.pool is None else {"pooled": reference.pool}
-    for name, module in {**reference.parts, **pool}.items():
-        model.get_submodule(module).register_forward_hook(partial(keep, name))
+    model, seen = watched(reference, {**reference.parts, **pool})
     output = result(model(_nchw(x), **reference.inputs, **masked))
     pooled = {name: seen.pop(name).flatten(1) for name in pool}
     hidden = (
@@ -98,6 +106,59 @@ def evaluate(
     named = {_output_name(reference): output}
     outputs = _float32({**hidden, **pooled, **named})
     return {"meta": header, "input": x, **drawn, **outputs}
+
+
+def evaluate_tokens(
+    build: Callable[[], Reference], draw: Callable[[str], Inputs], case: str
+) -> Recording:
+    """Evaluation mode of a model of text; draw: the inputs of a case."""
+    reference, inputs = build(), draw(case)
+    header = reference.meta(case)
+    model, seen = watched(reference, reference.parts)
+    output = model(**reference.call(inputs))
+    name = "representation" if hasattr(output, "last_hidden_state") else "logits"
+    hidden = {f"hidden/{part}": value for part, value in seen.items()}
+    return {"meta": header, **_stored(inputs), **_float32({**hidden, name: result(output)})}
+
+
+def train_tokens(
+    build: Callable[[], Reference],
+    draw: Callable[[str], Inputs],
+    answer: Callable[[str], np.ndarray],
+    case: str,
+) -> Recording:
+    """One step in training mode, without an optimizer; answer: the labels of a case, int64 of the
+    shape of the logits without their last axis, −1 where none is scored."""
+    import torch
+
+    reference, inputs, y = build(), draw(case), answer(case)
+    header = reference.meta(case)
+    model = deterministic(reference.model).train()
+    logits = result(model(**reference.call(inputs)))
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2), torch.from_numpy(y).flatten(), ignore_index=-1
+    )
+    loss.backward()
+    grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
+    outputs = _float32({"logits": logits, "loss": loss, **grads})
+    return {"meta": header, **_stored(inputs), "labels": y, **outputs}
+
+
+def _stored(inputs: Inputs) -> Recording:
+    return {f"inputs/{name}": x for name, x in inputs.items()}
+
+
+def watched(reference: Reference, parts: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The model in evaluation mode, and what its parts return, by our names, once it has run."""
+    model, seen = deterministic(reference.model).eval(), {}
+
+    def keep(name: str, _module: Any, _inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen[name] = _channels_last(first).detach().clone()
+
+    for name, module in parts.items():
+        model.get_submodule(module).register_forward_hook(partial(keep, name))
+    return model, seen
 
 
 def train(build: Callable[[], Reference], size: Size, case: str) -> Recording:
@@ -163,7 +224,7 @@ def _output_name(reference: Reference) -> str:
 def result(output: Any) -> Any:
     """Logits, or of a base model what its pooler gives, or the first token where it has none."""
     if not hasattr(output, "last_hidden_state"):
-        return getattr(output, "logits", output)
+        return getattr(output, "logits", getattr(output, "prediction_logits", output))
     if output.pooler_output is None:
         return output.last_hidden_state[:, 0]
     return output.pooler_output.flatten(1)
@@ -188,14 +249,17 @@ def saved(model: Any) -> dict[str, Any]:
         return load_file(Path(folder) / "model.safetensors")
 
 
-def filled_file(model: Any, **options: Any) -> Any:
-    """A transformers model again, from a file whose tensors were filled by their names there."""
+def filled_file(
+    model: Any, files: Callable[[Any], Mapping[str, Any]] = saved, **options: Any
+) -> Any:
+    """A transformers model again, from a file whose tensors were filled by their names there, which
+    are those of `files`."""
     import torch
     from safetensors.torch import save_file
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tensors = {n: torch.from_numpy(fill(n, tuple(t.shape))) for n, t in saved(model).items()}
+    tensors = {n: torch.from_numpy(fill(n, tuple(t.shape))) for n, t in files(model).items()}
     with tempfile.TemporaryDirectory() as folder:
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
@@ -227,14 +291,14 @@ def meta(
     case: str,
     versions: Mapping[str, str],
     config: Mapping[str, Any],
-    shape: Sequence[int],
+    shape: Sequence[int] | None,
     **more: Any,
 ) -> np.ndarray:
     content = {
         "case": case,
         "versions": dict(versions),
         "config": dict(config),
-        "image": [case, list(shape)],
+        **({} if shape is None else {"image": [case, list(shape)]}),
         **more,
     }
     return np.array(json.dumps(content))

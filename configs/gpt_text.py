@@ -1,0 +1,45 @@
+"""A character model of any text, at the setting that nanoGPT has for a CPU.
+
+    python -m train gpt_text --data.source 'text:DIR/*.txt'
+
+4 layers, 4 heads, width 128, no biases; rows of 64 bytes, 12 to a batch, 2,000 steps of AdamW
+(b2 0.99, decay 0.1 on all matrices, embeddings among them; clipped at 1.0), 1e-3 after 100 steps of
+warm-up, by a cosine to 1e-4 (nanoGPT's README and config/train_shakespeare_char.py). Attention
+crosses documents, and the first part of all text is the one to train on, as there.
+
+Differs from nanoGPT: bytes instead of the characters of the text; 5 % of the text each to validate
+and to test instead of 10 % to validate; evaluations read the whole split, not batches at random.
+Result: not yet run.
+"""
+
+from train.config import Experiment, Model, Optim, Text
+from train.tasks.lm import LM
+
+
+def experiment() -> Experiment:
+    sizes = {"width": 128, "depth": 4, "heads": 4, "mlp": 512, "context": 64}
+    return Experiment(
+        model=Model("gpt2", {**sizes, "gelu": "erf", "bias": False}),
+        data=Text(
+            source="text:*.txt",
+            tokenizer="bytes",
+            length=64,
+            packing="stream",
+            split="position",
+            batch_size=12,
+            threads=0,
+        ),
+        task=LM(),
+        optim=Optim(
+            "adamw",
+            lr=1e-3,
+            warmup=100,
+            final=0.1,
+            b2=0.99,
+            weight_decay=0.1,
+            decay=(r".*kernel", r"embed/embedding", r"positions"),
+            clip=1.0,
+        ),
+        steps=2000,
+        evaluate_every=250,
+    )
