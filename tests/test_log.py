@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import rich
 from rich.console import Console
 
 from train import log, workdir
-from train.config import Experiment, Images
+from train.config import Experiment, Images, Text
 from train.data.pipeline import Skips
 from zoo.preprocess import Unreadable
 
@@ -103,6 +104,16 @@ def test_paused_time_is_in_neither_the_speed_nor_the_seconds(tmp_path, clock):
         record.train(3, metrics(1.0))
         row = record.flush(3)
         assert row["seconds"] == 10 and row["images_per_second"] == CFG.data.batch_size / 2
+
+
+def test_text_is_counted_in_tokens(tmp_path, clock):
+    cfg = replace(CFG, data=Text(batch_size=3, length=50))
+    with log.Logger(tmp_path, cfg, 0) as record:
+        clock.now += 5
+        record.train(1, metrics(1.0))
+        row = record.train(2, metrics(1.0))
+    assert row["tokens_per_second"] == 2 * 3 * 50 / 5 and "images_per_second" not in row
+    assert log.speed(row) == "60 tokens/s"
 
 
 def test_the_seconds_go_on_where_a_run_is_resumed(tmp_path, clock):

@@ -204,6 +204,14 @@ def test_each_number_of_a_row_moves_its_curve():
         assert changed.shape != whole.shape or not np.array_equal(changed, whole)
 
 
+@pytest.mark.parametrize("beside", ["zlib", "xz", "xz_seen"])
+def test_what_compressors_reach_is_a_line_beside_the_curve(beside):
+    rows = [{"step": 20, "split": "validation", "bits_per_byte": 2.0}]
+    drawn = pictures.learning_curves(rows)
+    lined = pictures.learning_curves([{**rows[0], f"{beside}_bits_per_byte": 1.5}])
+    assert not np.array_equal(drawn, lined)
+
+
 def test_a_saved_picture_reads_back_and_leaves_no_temporary_file(tmp_path):
     picture = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
     path = tmp_path / "a.png"

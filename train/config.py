@@ -77,6 +77,11 @@ class Data:
     def check(self) -> None:
         """Raises ConfigError for what can be seen without jax: the source, the augmentations."""
 
+    @property
+    def speed(self) -> tuple[str, int]:
+        """What a run's speed is counted in, and how many of it an example is."""
+        return "images", 1
+
     def open(self) -> Any:
         """The `train.data.Dataset`."""
         raise ConfigError("data: this kind of data cannot be opened; use Images")
@@ -144,6 +149,10 @@ class Text(Data):
         tokens.check_tokenizer(self)
         corpora.check_corpus(self)
 
+    @property
+    def speed(self) -> tuple[str, int]:
+        return "tokens", self.length
+
     def open(self) -> Any:
         from train.data import text
 
@@ -167,6 +176,10 @@ class LabelledText(Data):
 
         tokens.check_tokenizer(self)
         labelled.check_labelled(self)
+
+    @property
+    def speed(self) -> tuple[str, int]:
+        return "texts", 1
 
     def open(self) -> Any:
         from train.data import text

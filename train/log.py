@@ -75,7 +75,9 @@ class Logger:
         seconds = self._clock() - self._seconds
         row = {key: finite_mean([r[key] for r in rows]) for key in rows[0]}
         row["skipped"] = int(rows[-1]["skipped"])
-        row["images_per_second"] = len(rows) * self._cfg.data.batch_size / max(seconds, 1e-9)
+        unit, each = self._cfg.data.speed
+        counted = len(rows) * self._cfg.data.batch_size * each
+        row[f"{unit}_per_second"] = counted / max(seconds, 1e-9)
         row["seconds"] = self._seconds = self._seconds + seconds
         self._window = []
         self._write(step, "train", row)
@@ -181,7 +183,7 @@ class Plain:
         left = spent / max(step - self._start, 1) * (self._steps - step)
         self.line(
             step,
-            f"loss {row['loss']:.4f}, {row['images_per_second']:,.0f} images/s, {clock(left)} left",
+            f"loss {row['loss']:.4f}, {speed(row)}, {clock(left)} left",
         )
 
     def line(self, step: int | None, text: str) -> None:
@@ -211,7 +213,7 @@ class Bar:
         self._progress.start()
 
     def train(self, step: int, row: Mapping[str, float]) -> None:
-        shown = f"loss {row['loss']:.4f} · {row['images_per_second']:,.0f} images/s"
+        shown = f"loss {row['loss']:.4f} · {speed(row)}"
         self._progress.update(self._task, completed=step, shown=shown)
 
     def line(self, step: int | None, text: str) -> None:
@@ -220,6 +222,15 @@ class Bar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def speed(row: Mapping[str, float]) -> str:
+    """images/s, tokens/s: what the row has."""
+    counted = ((key.removesuffix(SPEED), x) for key, x in row.items() if key.endswith(SPEED))
+    return ", ".join(f"{x:,.0f} {unit}/s" for unit, x in counted)
+
+
+SPEED = "_per_second"
 
 
 def clock(seconds: float) -> str:

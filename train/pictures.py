@@ -20,9 +20,17 @@ INK, GRID = "#222222", "#e4e4e4"
 SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)
 PANELS = {  # key of a row: title; a panel stands where any row has a number for its key
     "loss": "loss",
+    "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "lr": "learning rate",
-    "images_per_second": "images per second",
+    **{f"{unit}_per_second": f"{unit} per second" for unit in ("images", "tokens", "texts")},
+}
+BESIDE = {  # key of a row that has it beside another, as a line: its name and how it is drawn
+    "bits_per_byte": {
+        "zlib_bits_per_byte": ":",
+        "xz_bits_per_byte": "--",
+        "xz_seen_bits_per_byte": "-.",
+    }
 }
 SPLITS = {  # split: colour, marker, how it is drawn: training as a line, evaluations as points
     "train": ("#4477aa", ""),
@@ -99,9 +107,19 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         axes = figure.add_subplot(lines, columns, i + 1)
         for split, (steps, values) in found.items():
             _curve(axes, split, steps, values)
-        _frame(axes, PANELS[key], legend=len(found) > 1)
+        _lines(axes, rows, key)
+        _frame(axes, PANELS[key], legend=len(axes.lines) > 1)
         _range(axes, key, [value for _, values in found.values() for value in values])
     return _render(figure)
+
+
+def _lines(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    """What others reach on the validation split, level lines."""
+    last = next((row for row in reversed(rows) if row.get("split") == "validation"), {})
+    for name, style in BESIDE.get(key, {}).items():
+        if _finite(last, name):
+            label = f"{name.removesuffix(f'_{key}')} {last[name]:.4g}"
+            axes.axhline(last[name], color="#888888", linestyle=style, linewidth=1.2, label=label)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[list, list]]:
@@ -142,7 +160,7 @@ def _range(axes: Axes, key: str, values: list) -> None:
     """A loss that falls through more than a decade is logarithmic; rates start at zero."""
     if key == "loss" and 0 < 10 * min(values) < max(values):
         axes.set_yscale("log")
-    if key in ("lr", "images_per_second"):
+    if key == "lr" or key.endswith("_per_second"):
         axes.set_ylim(0, 1.05 * max(values) or 1)
     if key == "lr":
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))

@@ -133,7 +133,11 @@ FAULTS = {
     "another scale in the softmax": ("vit_hf", (attention, "[-1] ** -0.5", "[-1] ** -1.0"), B0),
     "a bias left out": (
         "vit_hf",
-        (mlp, '[-1], name="fc2"', '[-1], use_bias=False, name="fc2"'),
+        (
+            mlp,
+            "nn.Dense, use_bias=self.bias, bias_init=self.bias_init)\n        drop",
+            "nn.Dense, use_bias=False)\n        drop",
+        ),
         "",
     ),
     "tanh GELU": ("vit_hf", (vit, '"erf": gelu,', '"erf": gelu_tanh,'), B0),
