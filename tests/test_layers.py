@@ -455,7 +455,7 @@ class Affine(nn.Module):
 
 class Stacked(nn.Module):
     mode: Any
-    remat: bool
+    remat: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, shifts: jax.Array) -> jax.Array:
@@ -463,7 +463,7 @@ class Stacked(nn.Module):
         return stack(Affine, 3, x, mode=self.mode, remat=self.remat, each=each, gain=2.0)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, True, "dots"])
 @pytest.mark.parametrize("mode", ["loop", "scan"])
 def test_each_block_gets_its_row(mode, remat):
     x, shifts, scales = normal(0, 4), normal(1, 3, 4), normal(2, 3)
@@ -474,6 +474,26 @@ def test_each_block_gets_its_row(mode, remat):
         expected = 2 * expected * scale + shift
     y = Stacked(mode, remat).apply({"params": params}, jnp.asarray(x), jnp.asarray(shifts))
     assert_close(y, expected, 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["loop", "scan"])
+def test_a_policy_says_which_matrix_products_are_computed_again(mode):
+    """None without remat, those of attention weights for "dots", all of a block for True."""
+
+    def products(remat: Any) -> int:
+        model = zoo.create("gpt2", **small, layers=mode, remat=remat)
+        variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+        def loss(variables: Any) -> jax.Array:
+            return model.apply(variables, tokens).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(variables)).count("dot_general")
+
+    small = {"width": 8, "depth": 1, "heads": 2, "mlp": 16, "vocab": 11, "context": 4}
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    once, dots, block = products(False), products("dots"), products(True)
+    # q, k, v, out and fc1, and scores and their sums; nobody asks for what fc2 gave.
+    assert (dots - once, block - once) == (2, 7)
 
 
 # Patches and positions.

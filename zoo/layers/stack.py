@@ -12,6 +12,10 @@ import flax.linen as nn
 import jax
 
 Mode = Literal["loop", "scan"]
+# What of a block the backward pass computes again: nothing, all but its input, or all but what its
+# matrix products with parameters gave, which costs more memory and hardly any time.
+Remat = Literal[False, True, "dots"]
+POLICIES = {True: None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def stack(
@@ -21,7 +25,7 @@ def stack(
     *,
     start: int = 0,
     mode: Mode = "loop",
-    remat: bool = False,
+    remat: Remat = False,
     each: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> jax.Array:
@@ -29,7 +33,7 @@ def stack(
 
     block: makes one block, `block(name=…)`, whose input and output have one shape.
     start: number of the first block in a loop's names.
-    remat: keep only each block's input for the backward pass and compute the rest again.
+    remat: what is not kept for the backward pass, but computed again.
     each: keywords whose arrays [depth, …] are handed out, one row to each block.
     keywords: handed to every block, such as `train=True`.
     """
@@ -38,7 +42,8 @@ def stack(
     def call(module: nn.Module, x: jax.Array, row: dict[str, Any]) -> jax.Array:
         return module(x, **row, **keywords)
 
-    run = nn.remat(call, prevent_cse=mode == "loop") if remat else call
+    keep = {"prevent_cse": mode == "loop", "policy": POLICIES.get(remat)}
+    run = nn.remat(call, **keep) if remat else call
     if mode == "loop":
         for i in range(depth):
             row = jax.tree.map(lambda rows, i=i: rows[i], each)

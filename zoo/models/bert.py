@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from zoo.layers.attention import Attention
 from zoo.layers.mlp import Mlp, gelu, gelu_tanh
-from zoo.layers.stack import Mode, stack
+from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import TRANSFORMER, Count, Input, Variant
 
 
@@ -43,7 +43,7 @@ class Config:
     epsilon: float = 1e-12  # of every LayerNorm
     dropout: float = 0.0  # after embeddings and branches and before classes; trained with 0.1
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
     num_classes: Count = 0  # of the heads "sequence" and "tokens"; 0: what would enter the head
 
     def check(self) -> None:

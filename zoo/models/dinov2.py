@@ -24,7 +24,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.drop import drop_path, stochastic_depth
 from zoo.layers.mlp import Mlp, SwiGlu
 from zoo.layers.posemb import Grid, cut, prepend, resize_positions
-from zoo.layers.stack import Mode, stack
+from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import Count, Input, Size, Variant, sides
 
 
@@ -46,7 +46,7 @@ class Config:
     positions: Literal["bicubic", "antialias"] = "bicubic"  # resized by this kernel
     drop_path: float = 0.0  # stochastic depth, the same in all blocks (as the authors train)
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
     image_size: Size = 518
     in_channels: int = 3
     num_classes: Count = 0  # 0: no head, the model returns the class token

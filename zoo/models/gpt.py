@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from zoo.layers.attention import Attention
 from zoo.layers.mlp import Mlp, gelu, gelu_tanh
-from zoo.layers.stack import Mode, cached_stack, stack
+from zoo.layers.stack import Mode, Remat, cached_stack, stack
 from zoo.spec import TRANSFORMER, Input, Variant
 
 
@@ -40,7 +40,7 @@ class Config:
     epsilon: float = 1e-5  # of every LayerNorm
     dropout: float = 0.0  # after the embeddings and each branch; GPT-2 was trained with 0.1
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
 
     def check(self) -> None:
         """Raises ValueError for values that do not fit together."""

@@ -24,7 +24,7 @@ from zoo.layers import rope
 from zoo.layers.attention import Attention
 from zoo.layers.mlp import SwiGlu
 from zoo.layers.norm import RMSNorm
-from zoo.layers.stack import Mode, cached_stack, stack
+from zoo.layers.stack import Mode, Remat, cached_stack, stack
 from zoo.spec import TRANSFORMER, Input, Variant
 
 
@@ -47,7 +47,7 @@ class Config:
     tied: bool = False  # the head is the embeddings, transposed
     window: int | None = None  # how many keys a query sees, itself included; None: all (Mistral)
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
 
     @property
     def channels(self) -> int:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from zoo.layers.conv import Conv, global_average_pool, max_pool
 from zoo.layers.norm import BatchNorm
-from zoo.layers.stack import Mode, stack
+from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import Count, Input, Variant
 
 
@@ -36,7 +36,7 @@ class Config:
     shortcut: Literal["projection", "pad"] = "projection"  # options B and A of section 3.3
     zero_init: bool = True  # of each block's last γ: blocks start as the identity (1706.02677, 5.1)
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
     image_size: int = 224
     in_channels: int = 3
     num_classes: Count = 1000  # 0: no head, the model returns the pooled features

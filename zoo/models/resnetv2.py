@@ -20,7 +20,7 @@ import jax
 
 from zoo.layers.conv import Conv, global_average_pool, max_pool
 from zoo.layers.norm import BatchNorm
-from zoo.layers.stack import Mode, stack
+from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import Count, Input, Variant
 
 
@@ -34,7 +34,7 @@ class Config:
     stem: Literal["imagenet", "cifar"] = "imagenet"
     stem_width: int = 64
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
     image_size: int = 224
     in_channels: int = 3
     num_classes: Count = 1000  # 0: no head, the model returns the pooled features

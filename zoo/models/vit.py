@@ -25,7 +25,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.drop import drop_path, keep_patches, stochastic_depth
 from zoo.layers.mlp import Mlp, gelu, gelu_tanh
 from zoo.layers.posemb import Grid, cut, prepend, resize_positions
-from zoo.layers.stack import Mode, stack
+from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import Count, Input, Size, Variant, sides
 
 
@@ -51,7 +51,7 @@ class Config:
     drop_path: float = 0.0  # stochastic depth: 0 in the first block, growing evenly to this
     patch_dropout: float = 0.0  # share of the patches left out in training (arXiv:2212.00794)
     layers: Mode = "loop"
-    remat: bool = False
+    remat: Remat = False
     image_size: Size = 224
     in_channels: int = 3
     num_classes: Count = 1000  # 0: no head, the model returns what would enter it
