@@ -4,7 +4,11 @@
 
 15 % of the tokens are hidden as in BERT (arXiv:1810.04805, section 3.1), by another choice in every
 epoch. 4,096 ids of byte-level BPE, trained on the training split, <mask> among them. Its weights
-begin a classifier of texts or words by --init.from runs/bert_stdlib/model.
+begin a classifier of texts or words by
+
+    --init.from runs/bert_stdlib/model --data.tokenizer runs/bert_stdlib/model
+
+for they know the ids of this tokenizer alone.
 
 Differs from BERT: code for books, packed rows for pairs of sentences, and no guess of the next one.
 Result: not yet run.

@@ -8,7 +8,9 @@ warm-up, by a cosine to 1e-4 (nanoGPT's README and config/train_shakespeare_char
 crosses documents, and the first part of all text is the one to train on, as there.
 
 Differs from nanoGPT: bytes instead of the characters of the text; 5 % of the text each to validate
-and to test instead of 10 % to validate; evaluations read the whole split, not batches at random.
+and to test instead of 10 % to validate; evaluations read the whole split, not batches at random;
+rows to train on are fixed slices of the text that do not overlap, each read once an epoch, where
+nanoGPT draws offsets at random, with replacement.
 Result: not yet run.
 """
 

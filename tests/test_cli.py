@@ -380,3 +380,76 @@ def test_a_few_unreadable_pictures_are_left_out_and_told(tmp_path, capsys):
         "train pictures cannot be read and are left out" in shown
         and ".png: no picture format" in shown
     )
+
+
+# ---- generation ----
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Path:
+    """A tiny GPT of bytes, saved, whose texts may end at 33 too."""
+    from tests.checkpoints import saved
+    from zoo.models import gpt
+    from zoo.text import ByteTokenizer
+
+    place = tmp_path_factory.mktemp("writer")
+    saved(gpt, place, "flax", vocab=257, context=32, depth=1)
+    ByteTokenizer().save(place)
+    (place / "generation_config.json").write_text('{"eos_token_id": [256, 33]}')
+    return place
+
+
+def asked(writer: Path, monkeypatch, *arguments: str, piped: str = "") -> dict:
+    """What the command asks of zoo.generate."""
+    import io
+
+    import zoo
+    from zoo.__main__ import main as zoo_main
+    from zoo.generation import Completion
+
+    calls = []
+
+    def generate(model, variables, prompts, **options):
+        calls.append({"prompts": prompts, **options})
+        return [Completion((), "", (), "stop")]
+
+    monkeypatch.setattr(zoo, "generate", generate)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
+    assert zoo_main(["generate", str(writer), *arguments]) == 0
+    return calls[0]
+
+
+def test_generate_writes_as_it_streams_what_the_function_returns(writer, capsys):
+    import zoo
+    from zoo import text
+    from zoo.__main__ import main as zoo_main
+
+    assert zoo_main(["generate", str(writer), "def ", "--temperature", "0.9", "--seed", "3"]) == 0
+    model, variables = zoo.load(writer)
+    tokenizer = text.load(writer)
+    options = {"temperature": 0.9, "seed": 3, "stop": [33]}
+    [found] = zoo.generate(model, variables, "def ", tokenizer=tokenizer, **options)
+    assert capsys.readouterr().out == found.text + "\n" and found.text
+
+
+def test_generate_stops_at_all_ids_of_a_generation_config(writer, monkeypatch):
+    assert asked(writer, monkeypatch, "a", "--stop", "b")["stop"] == ["b", 256, 33]
+
+
+def test_generate_takes_the_length_penalty_of_its_beams(writer, monkeypatch):
+    options = asked(writer, monkeypatch, "a", "--beams", "3", "--length-penalty", "-0.5")
+    assert (options["beams"], options["length_penalty"]) == (3, -0.5)
+
+
+@pytest.mark.parametrize("piped, prompt", [("a\n", "a"), ("a\n\n", "a\n"), ("a", "a")])
+def test_a_piped_prompt_is_without_the_end_of_its_last_line(piped, prompt, writer, monkeypatch):
+    assert asked(writer, monkeypatch, "-", piped=piped)["prompts"] == [prompt]
+
+
+def test_an_empty_prompt_begins_with_what_the_tokenizer_begins_with(writer, monkeypatch):
+    from zoo.text import ByteTokenizer
+
+    assert asked(writer, monkeypatch, "")["prompts"] == [[256]]
+    # As Llama's, which begins every text with <s>.
+    monkeypatch.setattr(ByteTokenizer, "_encode", lambda self, texts, *_: [[1] for _ in texts])
+    assert asked(writer, monkeypatch, "")["prompts"] == [""]

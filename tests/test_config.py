@@ -12,13 +12,28 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from train import config, serialise
-from train.config import ConfigError, Experiment, Images, Model, Optim, Parallel, Step, Text
+from train.__main__ import main
+from train.config import (
+    ConfigError,
+    Experiment,
+    Images,
+    LabelledText,
+    Model,
+    Optim,
+    Parallel,
+    Step,
+    Text,
+)
 from train.tasks.classify import Classify
+from train.tasks.lm import LM
+from train.tasks.mlm import MLM
+from train.tasks.seqcls import SequenceClassification
+from train.tasks.tagging import Tagging
 
 pytestmark = pytest.mark.quick
 
 BASE = Experiment(task=Classify())
-TEXT = Experiment(data=Text(), task=Classify())
+TEXT = Experiment(model=Model("gpt2"), data=Text(), task=LM())
 
 
 def schema(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -195,6 +210,52 @@ def test_every_wrong_experiment_is_refused_by_key_before_jax_is_imported():
     assert imported == []
 
 
+TOGETHER = [
+    (LM(), Images(), "gpt2", "task LM learns from Text, but data is Images"),
+    (LM(), LabelledText(), "gpt2", "task LM learns from Text, but data is LabelledText"),
+    (MLM(), Images(), "bert_base", "task MLM learns from Text"),
+    (SequenceClassification(), Text(), "bert_base", "learns from LabelledText, but data is Text"),
+    (Classify(), Text(), "resnet20", "task Classify learns from Images"),
+    (SequenceClassification(), LabelledText(tagging=True), "bert_base", "data.tagging is True"),
+    (Tagging(), LabelledText(), "bert_base", "data.tagging is False, .* each word: set it to True"),
+    (LM(), Text(), "bert_base", "model.name: bert_base is no decoder of text"),
+    (LM(), Text(), "resnet20", "resnet20 is no decoder of text"),
+    (MLM(), Text(), "gpt2", "gpt2 is no encoder of text; take one, such as bert_base"),
+]
+
+
+@pytest.mark.parametrize("task, data, model, message", TOGETHER)
+def test_task_data_and_model_are_made_for_each_other(task, data, model, message):
+    with pytest.raises(ConfigError, match=message):
+        config.check(Experiment(task=task, data=data, model=Model(model)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"vocab": "abc"}, "vocab is 'abc', but must be a positive whole number"),
+        ({"vocab": True}, "vocab is True"),
+        ({"context": 0}, "context is 0"),
+        ({"context": 255}, "data.length is 256 tokens, but the context of gpt2 is 255"),
+    ],
+)
+def test_sizes_of_text_are_checked_before_it_is_read(options, message):
+    with pytest.raises(ConfigError, match=message):
+        config.check(Experiment(task=LM(), data=Text(), model=Model("gpt2", options)))
+
+
+@pytest.mark.parametrize("name", ["gpt_text", "gpt2_124m", "resnet_imagenet"])
+def test_a_config_is_printed_where_its_data_are_not(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [] if "gpt" in name else ["--data.data-dir", str(tmp_path)]
+    assert main([name, "--print-config", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["model"]["name"] == serialise.load(name).model.name
+    assert shown.err.startswith("warning: data.")
+    assert main([name, *arguments]) == 2 and "error: data." in capsys.readouterr().err
+    assert main([name, "--print-config", "--optim.lr", "-1", *arguments]) == 2
+
+
 @pytest.mark.parametrize("values", ([1], None, "text", 5))
 def test_what_is_no_object_is_no_experiment(values):
     with pytest.raises(ConfigError, match="the experiment is .* the keys of Experiment"):
@@ -261,7 +322,7 @@ def test_every_shipped_config_is_good_and_survives_json(name):
     experiment = serialise.load(name)
     assert through_json(experiment) == experiment
     # The data set itself need not be here.
-    embedded = {Images: {"source": "digits"}, Text: {"source": "stdlib", "tokenizer": "bytes"}}
+    embedded = {Images: {"source": "digits"}, Text: {"source": "stdlib", "tokenizer": "bpe:300"}}
     data = dataclasses.replace(experiment.data, **embedded[type(experiment.data)])
     here = dataclasses.replace(experiment, data=data)
     assert config.check(here) == here

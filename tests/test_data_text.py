@@ -138,6 +138,7 @@ LIBRARY = {
 
 def test_what_is_left_out_of_the_library_and_what_belongs_together(tmp_path, monkeypatch):
     write_files(tmp_path, LIBRARY)
+    (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
     monkeypatch.setattr(corpora, "stdlib_root", lambda: tmp_path)
     corpus = corpora.open_corpus(Text())
     found = {document.name: document.kin for document in corpus.documents()}
@@ -227,8 +228,10 @@ def test_a_character_on_the_cut_belongs_to_what_follows(start):
 def test_a_split_without_documents_is_refused_with_the_way_out(tmp_path):
     write_files(tmp_path, {"all.txt": "the only document"})
     cfg = Text(source=f"text:{tmp_path}/all.txt", cache=str(tmp_path / "cache"), length=4)
-    with pytest.raises(ConfigError, match='data.split = "position"'):
+    with pytest.raises(ConfigError, match='raise it, .*: data.split = "position"'):
         cfg.open()
+    with pytest.raises(ConfigError, match="leaves train .* lower it"):
+        replace(cfg, holdout=1.0).open()
     cut = replace(cfg, split="position", holdout=0.2)
     assert [*contents(cut)["train"].values()] == ["the only d"]
     assert cut.open().statistics("test")["documents"] == 1
@@ -287,6 +290,8 @@ def test_empty_files_are_left_out_and_counted(folder, cfg, tmp_path):
         ("text", "must have the form text:GLOB"),
         ("text:/nowhere/*.txt", "no file is found by /nowhere/"),
         ("text:/tmp", r"a folder is written /tmp/\*\*/\*\.txt"),
+        ("jsonl:/tmp", r"a folder is written /tmp/\*\*/\*\.jsonl"),
+        ("text:/tmp/nowhere[1]/*.txt", r"part of a name is written \[\[\]"),
         ("jsonl:/nowhere.jsonl", "no file is found"),
         ("tfds:../x", "must have the form tfds:NAME"),
         ("digits", "unknown source"),
@@ -303,6 +308,14 @@ def test_a_bad_source_is_named_with_the_way_out(source, message):
         ({"tokenizer": "bpe:many"}, "bpe:SIZE"),
         ({"tokenizer": "/nowhere/tokenizer.json"}, "there is no file or directory"),
         ({"tokenizer": "gpt2"}, "there is no file or directory"),
+        ({"tokenizer": "bpe:256"}, "SIZE must lie between 257 and 1048576"),
+        ({"tokenizer": "bpe:257", "mask": 0.1}, "SIZE must lie between 258 and"),
+        ({"tokenizer": "bpe:1099511627776"}, "SIZE must lie between 257 and 1048576"),
+        ({"tokenizer": "~nobody-of-that-name/x"}, "data.tokenizer = .* cannot be a path"),
+        ({"source": "text:~nobody-of-that-name/*.txt"}, "data.source = .* cannot be a path"),
+        ({"source": "text:/" + "a" * 300}, "data.source = .* cannot be a path"),
+        ({"mask": 0.15}, "the tokenizer 'bytes' has no mask token"),
+        ({"mask": 0.15, "tokenizer": "bpe:300", "packing": "stream"}, "data.packing is stream"),
         ({"overlap": 256}, "a row has 256 tokens"),
         ({"overlap": 8, "mask": 0.15}, "data.overlap is context"),
         ({"length": 0}, "data.length is 0"),
@@ -373,6 +386,28 @@ def test_a_bad_line_is_named(line, message, tmp_path):
     cfg = Text(source=f"jsonl:{tmp_path}/a.jsonl", cache=str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=message):
         cfg.open()
+
+
+@pytest.mark.parametrize("kind", [Text, LabelledText])
+def test_lines_without_text_are_refused(kind, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    cfg = kind(source=f"jsonl:{tmp_path}/a.jsonl")
+    cfg = replace(cfg, cache=str(tmp_path / "cache")) if kind is Text else cfg
+    with pytest.raises(ConfigError, match="has no (document with text|example)"):
+        cfg.open()
+
+
+def test_what_cannot_be_read_while_it_is_tokenized_is_not_blamed_on_the_cache(
+    tmp_path, monkeypatch
+):
+    def unreadable(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write_files(tmp_path, {"a.py": "a = 1"})
+    monkeypatch.setattr(corpora, "stdlib_root", lambda: tmp_path)
+    monkeypatch.setattr(corpora, "_utf8", unreadable)
+    with pytest.raises(ConfigError, match=r"data.source = 'stdlib': cannot be read: .*a\.py"):
+        Text(cache=str(tmp_path / "cache")).open()
 
 
 def test_a_damaged_archive_is_named(tmp_path):
@@ -551,14 +586,22 @@ def damage(path, how):
         header = json.loads((path / "header.json").read_text())
         header["key"]["split"] = ["position", 0.2]
         (path / "header.json").write_text(json.dumps(header))
+    elif how.startswith("empty"):
+        (path / how.split()[1]).write_bytes(b"")
+    elif how.startswith("garbled"):
+        file = path / how.split()[1]
+        file.write_bytes(file.read_bytes().replace(b"'descr'", b"\"'(((''"))
     else:
         content = (path / how).read_bytes()
         (path / how).write_bytes(content[:-2])
 
 
-@pytest.mark.parametrize(
-    "how", ["header", "tokenizer", "foreign", "train.bin", "test.npy", "header.json"]
-)
+DAMAGES = ["header", "tokenizer", "foreign", "train.bin", "test.npy", "header.json"]
+DAMAGES += [f"empty {name}" for name in ("train.bin", "test.npy", "header.json")]
+DAMAGES += ["garbled test.npy"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_files_that_are_cut_short_or_foreign_are_written_again(how, cfg, data, tmp_path):
     cfg = replace(cfg, cache=str(tmp_path))
     damage(cfg.open().files.folder, how)
@@ -740,13 +783,30 @@ def test_a_stream_that_resumes_is_the_one_that_never_stopped(threads, tokenizer,
     for _ in range(total + 2):
         states.append(json.loads(json.dumps(straight.state())))
         batches.append(next(straight))
-    assert states[1].keys() == {"position", "examples"}
+    assert states[1].keys() == {"position", "examples", "content"}
     resumed = data.train()
     for t in reversed(range(total)):
         resumed.restore(states[t])
         assert same(take(resumed, 2), batches[t : t + 2]), f"after batch {t}"
     resumed.close()
     straight.close()
+
+
+def test_a_stream_goes_on_in_its_own_data_alone(cfg, tmp_path):
+    """Not in others that have as many rows; copies elsewhere are the same data."""
+    for name, letter in (("a", "x"), ("copy", "x"), ("b", "y")):
+        write_files(tmp_path / name, {f"{i}.txt": f"{i:02}{letter}" for i in range(60)})
+        pairs = [(f"{i} {letter}", "yes") for i in range(30)]
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": t, "label": v} for t, v in pairs])
+    for source, kind in (("text:{}/*.txt", cfg), ("jsonl:{}.jsonl", LabelledText(batch_size=2))):
+        opened = {
+            name: replace(kind, source=source.format(tmp_path / name), length=8).open()
+            for name in ("a", "copy", "b")
+        }
+        state = opened["a"].train().state()
+        opened["copy"].train().restore(state)
+        with pytest.raises(ConfigError, match="train has as many examples .* but other ones"):
+            opened["b"].train().restore(state)
 
 
 @pytest.mark.parametrize("mask", [0.0, 0.3])
@@ -950,7 +1010,7 @@ def test_a_word_has_its_label_at_its_first_token(wordpiece):
 def test_byte_level_words_follow_a_space():
     tokenizer = train_bpe(["very good very bad very good"] * 9, 264)
     row = tagging_rows(tokenizer, 12, ["very", "good", "very"], [0, 1, 2])
-    whole = tokenizer.encode("very good very")
+    whole = [tokenizer.specials.eos, *tokenizer.encode("very good very")]
     assert row["tokens"][: row["lengths"]].tolist() == whole
     starts = np.flatnonzero(row["labels"] >= 0)
     assert row["labels"][starts].tolist() == [0, 1, 2]
@@ -982,6 +1042,7 @@ def test_tagged_lines_open(tmp_path, wordpiece):
         ({"label_field": "verdict"}, {"train": [("a", "x")]}, "line 1 has no 'verdict', only text"),
         ({"tagging": True}, {"train": [("a b", ["x", "y"])]}, "needs a list 'text' of words"),
         ({"tagging": True}, {"train": [(["a"], ["x", "y"])]}, "of as many labels"),
+        ({"tagging": True}, {"train": [([], [])] * 20}, "train has no label at all"),
         ({"tokenizer": "/nowhere"}, {"train": [("a", "x")] * 20}, "data.tokenizer = '/nowhere'"),
         ({"source": "stdlib"}, {}, "unknown source"),
     ],
@@ -1016,5 +1077,27 @@ def test_tfds_states_its_classes_and_hides_labels(tmp_path):
     assert tagged.labels == ("O", "B")
     assert tagged.source.splits["test"][1] == {"text": ["ein", "Wort"], "label": [0, 1]}
     batch = next(tagged.train())
-    assert bytes(batch["tokens"][0, :8].tolist()) == b"ein Wort"
-    assert batch["labels"][0].tolist() == [0, -1, -1, 1, *[-1] * 8]
+    assert bytes(batch["tokens"][0, 1:9].tolist()) == b"ein Wort"
+    assert batch["labels"][0].tolist() == [-1, 0, -1, -1, 1, *[-1] * 7]
+
+
+def test_a_label_that_names_no_class_and_a_text_in_another_encoding_are_refused():
+    """Not the last of all classes, and no U+FFFD."""
+    cfg = LabelledText()
+    for label in (-1, 2, [0, -1]):
+        with pytest.raises(ConfigError, match=r"here holds (-1|2), which is none of 2 classes"):
+            labelled._named(label, ("pos", "neg"), "here", cfg)
+    for text_, label in ((b"caf\xe9", b"x"), (b"x", b"caf\xe9")):
+        with pytest.raises(ConfigError, match="here holds what is no Unicode text"):
+            labelled._example(labelled._plain(text_), labelled._plain(label), "here", cfg)
+    assert labelled._example(b"a", b"x", "here", cfg) == {"text": "a", "label": "x"}
+
+
+def test_texts_begin_as_documents_do(tmp_path):
+    """By the token that a model which is trained on documents has seen there."""
+    cfg = write_verdicts(tmp_path, train=VERDICTS, dev=VERDICTS, test=VERDICTS)
+    data = replace(cfg, tokenizer="bpe:260", length=30).open()
+    eos, rows_ = data.tokenizer.specials.eos, data._rows["test"]
+    for row, (content, _) in zip(rows_, VERDICTS, strict=True):
+        expected = [eos, *data.tokenizer.encode(content)]
+        assert row["tokens"][: row["lengths"]].tolist() == expected

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zoo
 from tests.checkpoints import random_variables
-from zoo.models import bert
+from zoo.models import bert, gpt
 from zoo.text import ByteTokenizer, TokenizerError
 from zoo.text import embed as module
 from zoo.text.embed import embed, fill_mask
@@ -48,8 +49,7 @@ def hidden(variables, tokens, lengths):
     return ENCODER.apply(variables, tokens, lengths=lengths, method="hidden")
 
 
-def logits(variables, tokens, lengths):
-    return GUESSER.apply(variables, tokens, lengths=lengths)
+GUESS = module.applied(GUESSER)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_word_mask_in_a_text_of_strangers_is_no_mask():
 
 def test_gaps_are_filled_as_a_loop_over_single_texts_fills_them():
     apply = jax.jit(lambda tokens: GUESSER.apply(GUESSES, tokens))
-    answers = fill_mask(logits, GUESSES, TOKENIZER, MASKED, top=4, batch=2, context=CONTEXT)
+    answers = fill_mask(*GUESS, GUESSES, TOKENIZER, MASKED, top=4, batch=2, context=CONTEXT)
     assert [len(gaps) for gaps in answers] == [1, 3, 1]
     for text, gaps in zip(MASKED, answers, strict=True):
         ids = TOKENIZER.encode(text)
@@ -122,7 +122,7 @@ def test_ids_that_are_no_tokens_are_never_guessed():
     bias = GUESSES["params"]["head_bias"].copy()
     bias[TOKENIZER.vocab_size :] = 50
     padded = {"params": {**GUESSES["params"], "head_bias": bias}}
-    [[guesses]] = fill_mask(logits, padded, TOKENIZER, MASKED[2:], top=4, batch=2, context=CONTEXT)
+    [[guesses]] = fill_mask(*GUESS, padded, TOKENIZER, MASKED[2:], top=4, batch=2, context=CONTEXT)
     assert len(guesses) == 4 and all(0 <= p < 1e-6 for _, p in guesses)
 
 
@@ -131,7 +131,7 @@ def test_ids_that_are_no_tokens_are_never_guessed():
     [
         (embed, [], {}, ValueError, "there are no texts"),
         (embed, "one", {}, TokenizerError, "takes several texts; this is one"),
-        (embed, ["a " * 60], {"context": 40}, ValueError, "62 tokens, more than the .* of 40"),
+        (embed, ["a " * 60], {"context": 40}, ValueError, "62 tokens, .* of 40: .* length=40"),
         (embed, ["a"], {"vocab": 9}, TokenizerError, "go up to 22, .* for 0 to 8"),
         (embed, ["a"], {"batch": 0}, ValueError, "batch=0"),
         (embed, ["a"], {"length": 0}, ValueError, "length=0"),
@@ -145,14 +145,58 @@ def test_ids_that_are_no_tokens_are_never_guessed():
 )
 def test_what_cannot_be_answered_is_refused(call, texts, options, error, message):
     with pytest.raises(error, match=message):
-        call(None, None, TOKENIZER, texts, **options)
+        call(*[None] * (2 if call is embed else 3), TOKENIZER, texts, **options)
 
 
 def test_a_tokenizer_without_a_mask_or_without_tokens_is_refused():
     with pytest.raises(TokenizerError, match="no mask token"):
-        fill_mask(logits, None, ByteTokenizer(), ["a"])
+        fill_mask(*GUESS, None, ByteTokenizer(), ["a"])
     with pytest.raises(ValueError, match="text 1 has no tokens"):
         embed(hidden, None, ByteTokenizer(), ["a", ""])
+
+
+def test_the_head_is_for_the_gaps_alone():
+    traced = []
+
+    def head(variables, hidden):
+        traced.append(hidden.shape)
+        return GUESS[1](variables, hidden)
+
+    fill_mask(GUESS[0], head, GUESSES, TOKENIZER, MASKED[:1], batch=2, context=CONTEXT)
+    assert traced == [(2, 1, GUESSER.config.width)]
+
+
+# The doors.
+
+
+def test_the_doors_know_the_limits_of_their_model():
+    options = {"batch": 4, "normalise": False}
+    expected = embed(hidden, WEIGHTS, TOKENIZER, TEXTS, context=CONTEXT, **options)
+    found = zoo.embed(ENCODER, WEIGHTS, TOKENIZER, TEXTS, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    guessed = zoo.fill_mask(GUESSER, GUESSES, TOKENIZER, MASKED, top=4, batch=2)
+    expected = fill_mask(*GUESS, GUESSES, TOKENIZER, MASKED, top=4, batch=2, context=CONTEXT)
+    assert guessed == expected
+    with pytest.raises(ValueError, match="42 tokens, more than the model's context of 40"):
+        zoo.fill_mask(GUESSER, GUESSES, TOKENIZER, ["[MASK]" * 40])
+
+
+DOORS = {
+    "embed has no context; it has batch, length, normalise": (zoo.embed, ENCODER, {"context": 8}),
+    "fill_mask has no length, tops; it has": (zoo.fill_mask, GUESSER, {"length": 8, "tops": 3}),
+    'head="none" guesses no words': (zoo.fill_mask, ENCODER, {}),
+    "GPT is no encoder of text": (zoo.embed, gpt.GPT(gpt.TINY), {}),
+}
+
+
+@pytest.mark.parametrize("message", DOORS)
+def test_what_a_door_cannot_do_is_refused(message):
+    door, model, options = DOORS[message]
+    with pytest.raises(ValueError, match=message):
+        door(model, None, TOKENIZER, ["a [MASK]"], **options)
+
+
+# Padding.
 
 
 def test_lengths_are_powers_of_two_up_to_the_limit():

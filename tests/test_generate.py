@@ -228,6 +228,16 @@ def test_a_stop_cuts_the_text(script, stop, text, last):
     assert len(found.logprobs) == len(found.tokens)
 
 
+def test_the_name_of_a_special_token_stops_at_that_token(script):
+    """Which no text has: it leaves special tokens out. The character of a byte is no such name."""
+    tokenizer = ByteTokenizer()
+    tokenizer.spelling = replace(BYTES.spelling, special=frozenset({33, 256}))
+    [found] = tell(script, "A story! And more", stop="!", tokenizer=tokenizer)
+    assert (found.text, found.tokens[-1], found.reason) == ("A story", 33, "stop")
+    [found] = tell(script, "A story! And more", stop="A", tokenizer=tokenizer)
+    assert (found.text, found.tokens[-1], found.reason) == ("", 65, "stop")
+
+
 @pytest.mark.parametrize("stop", [(), "The", "\nThe end. 😀!?", ["est: ", "C…\nThe"]], ids=repr)
 def test_what_is_streamed_is_what_is_returned(script, stop):
     pieces = []
@@ -435,7 +445,8 @@ def test_filters_are_a_loop_over_tokens(options):
     whole = np.full((20, 12), -np.inf)
     np.put_along_axis(whole, np.arange(12)[None] if ids is None else ids, kept, axis=1)
     expected = np.stack([filtered(row.astype(np.float64), **options) for row in logits])
-    np.testing.assert_allclose(whole, expected, rtol=1e-5)
+    expected -= expected.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_there_is_penalised_as_in_a_loop():
@@ -476,9 +487,12 @@ ERRORS = {
     "text without a tokenizer": ({"prompts": "a", "tokenizer": None}, "only a tokenizer makes ids"),
     "a prompt above the context": (
         {"prompts": "a" * 129},
-        "129 tokens, and 64 more are above.*128",
+        "129 tokens, and the context of 128 no room for 1 more",
     ),
-    "no room": ({"prompts": "a" * 65}, "65 tokens, and 64 more are above the context of 128"),
+    "no room": (
+        {"prompts": "a" * 65, "max_new_tokens": 64},
+        "65 tokens, and the context of 128 no room for 64 more",
+    ),
     "a stop of no kind": ({"stop": 0.5}, "stop is 0.5: give a string, a token id"),
     "a stop of bytes": ({"stop": [b"x"]}, "stop is b'x': give a string"),
     "a stop that is no id": ({"stop": 300}, "stop is token id 300.*0 to 299"),
@@ -488,6 +502,11 @@ ERRORS = {
         "stop is 'x', but only a tokenizer",
     ),
     "temperature": ({"temperature": -1}, "temperature is -1: give"),
+    "a temperature below those of float32": ({"temperature": 1e-46}, "temperature is 1e-46: give"),
+    "a temperature that is as good as 0": ({"temperature": 1e-40}, "temperature is 1e-40: give"),
+    "a temperature above float32": ({"temperature": 1e39}, "temperature is 1e.39: give"),
+    "a temperature above float64": ({"temperature": 10**400}, "temperature is 10000"),
+    "a complex temperature": ({"temperature": np.complex64(1)}, "temperature is .1.0j.: give"),
     "not a number": ({"temperature": float("nan")}, "temperature is nan: give"),
     "words": ({"temperature": "hot"}, "temperature is 'hot': give"),
     "top_k": ({"top_k": 0}, "top_k is 0: give a whole number"),
@@ -495,11 +514,20 @@ ERRORS = {
     "top_p": ({"top_p": 0.0}, "top_p is 0.0: give a probability above 0"),
     "top_p above": ({"top_p": 1.01}, "top_p is 1.01: give a probability"),
     "min_p": ({"min_p": 1.5}, "min_p is 1.5: give a share"),
-    "penalty": ({"repetition_penalty": 0}, "repetition_penalty is 0: give a number above 0"),
+    "penalty": ({"repetition_penalty": 0}, "repetition_penalty is 0: give a number from"),
+    "a penalty that overflows": ({"repetition_penalty": 1e39}, "repetition_penalty is 1e.39: give"),
     "tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number"),
     "beams": ({"beams": 0}, "beams is 0: give a whole number"),
     "true beams": ({"beams": True}, "beams is True: give a whole number"),
     "length_penalty": ({"length_penalty": float("inf")}, "length_penalty is inf: give a finite"),
+    "a power that is 0": (
+        {"length_penalty": -40, "max_new_tokens": 60},
+        "length_penalty is -40, but 60 tokens .* give one from -16.9 to 16.9",
+    ),
+    "a power above float64": (
+        {"length_penalty": 10**400},
+        "length_penalty is 1000.*: give a finite",
+    ),
     "seed": ({"seed": -1}, "seed is -1: give a whole number"),
     "drawn beams": (
         {"beams": 2, "temperature": 0.5, "top_k": 3},
@@ -525,11 +553,37 @@ def test_a_tokenizer_of_another_model_is_refused(writer):
         writer.generate("a", tokenizer=BYTES)
 
 
-def test_scanned_layers_are_refused(writer):
+def test_scanned_layers_write_what_the_same_layers_in_a_loop_write(writer):
     model = gpt.GPT(replace(writer.model.config, layers="scan"))
     variables = {"params": tree.stacked(writer.variables["params"], 0)}
+    options = {"temperature": 0, "max_new_tokens": 64}
+    assert zoo.generate(model, variables, writer.prompts, **options) == writer.generate(**options)
     with pytest.raises(ValueError, match='a cache needs layers="loop"'):
-        zoo.generate(model, variables, [[1, 2]])
+        decoder = decode.decoder(model, gpt.empty_cache)
+        generation.generate(decoder, variables, [[1, 2]])
+
+
+def test_numbers_of_numpy_are_numbers(script):
+    plain = {"max_new_tokens": 3, "temperature": 0.5, "top_k": 2, "repetition_penalty": 1.5}
+    kinds = (np.int64, np.float32, np.int8, np.float16)
+    typed = {key: kind(x) for kind, (key, x) in zip(kinds, plain.items(), strict=True)}
+    [expected] = tell(script, "a story", **plain)
+    assert tell(script, "a story", **typed) == [expected] and len(expected.tokens) == 3
+
+
+@pytest.mark.parametrize("prompts, lengths", [("Z" * 100, [28]), (["Z" * 5, "Z" * 120], [8, 8])])
+def test_where_no_number_of_tokens_is_given_the_context_may_end_it(script, prompts, lengths):
+    found = tell(script, "", prompts, ends=False)
+    assert [len(one.tokens) for one in found] == lengths
+
+
+@pytest.mark.parametrize("temperature", [2e-38, 1e-30])
+def test_the_lowest_temperatures_choose_the_likeliest(temperature):
+    """Though logits that are divided by them are above the numbers of float32."""
+    script, logits = Scripted(16, 3), jnp.tile(jnp.float32([50, 70, 60]), (16, 1))
+    options = {"temperature": temperature, "max_new_tokens": 4}
+    [found] = generation.generate(script.decoder, logits, [[0]], **options)
+    assert found.tokens == (1, 1, 1, 1)
 
 
 def test_the_door_is_the_generation_of_its_page(writer):

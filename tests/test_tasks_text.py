@@ -8,6 +8,7 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.test_text import llama_json
 from train import language, loop, metrics, workdir
 from train.config import (
     ConfigError,
@@ -25,12 +27,14 @@ from train.config import (
     Optim,
     Setup,
     Text,
+    check,
 )
 from train.tasks.lm import LM
 from train.tasks.mlm import MLM
 from train.tasks.seqcls import SequenceClassification
 from train.tasks.tagging import Tagging
 from zoo import text, tree
+from zoo.text import families
 
 LENGTH, BATCH = 16, 8
 SIZES = {"width": 32, "depth": 1, "heads": 4, "mlp": 64, "context": 24}
@@ -158,6 +162,35 @@ def test_a_uniform_model_needs_the_bits_of_its_vocabulary(lm):
     size = (batch["targets"] != 256).sum()
     expected = math.log2(VOCAB) * batch["targets"].size / size
     assert math.isclose(found["bits_per_byte"], expected, rel_tol=1e-6)
+
+
+def test_bits_per_byte_leave_out_the_space_before_a_document(experiment, tmp_path):
+    """Which Llama's tokenizer writes: it is no byte of the text."""
+    vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    facts = llama_json({token: i for i, token in enumerate(vocabulary)}, [])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
+    run = loop.prepare(experiment(LM(sample=0), GPT, {"tokenizer": str(tmp_path)}))
+    state = run.first()
+    state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
+    known = run.data.statistics("validation")
+    assert known["tokens"] == known["bytes"] + 3 * known["documents"]  # <s>, ▁ and </s>
+    expected = math.log2(VOCAB) * known["tokens"] / known["bytes"]
+    assert math.isclose(judge(run, state)[0]["bits_per_byte"], expected, rel_tol=1e-6)
+
+
+def test_a_sample_begins_as_documents_do(monkeypatch):
+    """Also by a tokenizer that has no end of text, as BERT's."""
+    bert = families.wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"], {})
+    model, begun = zoo.create("gpt2", **SIZES, vocab=6), []
+
+    def generate(model, variables, prompts, **options):
+        begun.extend(prompts)
+        return zoo.generate(model, variables, prompts, **options)
+
+    state = SimpleNamespace(variables=lambda: zoo.init(model, jax.random.key(0)))
+    sample = language.sampler(model, bert, "a", 2)
+    monkeypatch.setattr(language, "zoo", SimpleNamespace(generate=generate))
+    assert sample(state)["samples"].startswith("a") and begun == [[2, 5]]
 
 
 def test_a_run_reports_what_compressors_need_and_writes_samples(lm, tmp_path, monkeypatch):
@@ -296,6 +329,18 @@ def test_a_classifier_begins_with_the_weights_of_another_head(kind, classes, tmp
     assert "head: new, 2 classes" in capsys.readouterr().out
 
 
+def test_weights_of_another_tokenizer_are_refused_with_the_way_out(classes, tmp_path, capsys):
+    source = zoo.create("bert_base", **SIZES, vocab=257, head="mlm")
+    zoo.save(source, zoo.init(source, jax.random.key(3)), tmp_path)
+    run = classes._replace(cfg=replace(classes.cfg, init=Init(str(tmp_path))))
+    text.ByteTokenizer().save(tmp_path)
+    loop.begin(run)
+    (tmp_path / "tokenizer_config.json").unlink()
+    text.train_bpe([" ".join(WORDS)], 257).save(tmp_path)  # as many ids
+    with pytest.raises(ConfigError, match=f"another tokenizer .* --data.tokenizer {tmp_path}"):
+        loop.begin(run)
+
+
 WRONG = {
     "negative z": (LM(z_loss=-1.0), GPT, {}, r"task\.z_loss is -1"),
     "negative chunk": (MLM(chunk=-1), BERT, {"mask": 0.1}, r"task\.chunk is -1"),
@@ -307,6 +352,12 @@ WRONG = {
         r"vocab is 256.* tokenizer has 257",
     ),
     "short context": (LM(), GPT, {"length": 25}, r"data\.length is 25 .* gpt2 is 24"),
+    "no room": (
+        LM(),
+        Model("gpt2", {**SIZES, "context": 1}),
+        {"length": 1},
+        r"task\.prompt has 0 tokens.* is 1; set --task\.sample 0",
+    ),
     "long prompt": (LM(prompt="a" * 24), GPT, {}, r"task\.prompt has 24 tokens.* 24"),
     "masked": (LM(), GPT, {"mask": 0.15, "tokenizer": "bpe:300"}, r"data\.mask .* MLM"),
     "not masked": (MLM(), BERT, {}, r"data\.mask is 0"),
@@ -327,5 +378,5 @@ def test_what_cannot_work_is_refused_with_its_key(case, experiment):
     task, model, data, message = WRONG[case]
     cfg = experiment(task, model, data)
     with pytest.raises(ConfigError, match=message):
-        cfg.task.check()
+        check(cfg)
         cfg.task.build(Setup(cfg, cfg.data.open(), None))

@@ -98,5 +98,9 @@ def test_rules_match_the_end_of_a_path_so_that_moments_lie_beside_their_paramete
         None, "fsdp", "tensor"
     )
     assert sharding.split((8, 7), ("fsdp", "tensor"), mesh) == PartitionSpec("fsdp", None)
+    # What an optimizer keeps of a leaf may have fewer: the sums of adafactor, and its counts.
+    assert sharding.split((6,), ("fsdp", "tensor"), mesh) == PartitionSpec("tensor")
+    assert sharding.split((1,), ("fsdp", "tensor"), mesh) == PartitionSpec(None)
+    assert sharding.split((), ("fsdp", "tensor"), mesh) == PartitionSpec()
     array = jax.device_put(np.zeros((3, 3, 1, 8)), placed["params/stem/kernel"])
     assert array.addressable_shards[0].data.shape == (3, 3, 1, 4)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from train import serialise, workdir
-from train.config import ConfigError, Experiment, Init, check
+from train.config import ConfigError, Experiment, Init, Missing, check
 
 USAGE = """usage: python -m train CONFIG [--workdir DIR] [--section.key VALUE …]
 
@@ -46,11 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         experiment, options = parse(source, rest)
-        experiment = check(experiment)
-        if options.print_config:
-            print(json.dumps(serialise.to_dict(experiment), indent=2))
-            return 0
-        return run(experiment, options)
+        return show(experiment) if options.print_config else run(check(experiment), options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -126,6 +122,16 @@ def constructors() -> Any:
         return StructConstructorSpec(Init, tuple(known))
 
     return registry
+
+
+def show(experiment: Experiment) -> int:
+    """Prints the experiment, also where the data are not there, or not yet."""
+    try:
+        experiment = check(experiment)
+    except Missing as error:
+        print(f"warning: {error}", file=sys.stderr)
+    print(json.dumps(serialise.to_dict(experiment), indent=2))
+    return 0
 
 
 def run(experiment: Experiment, options: Options) -> int:

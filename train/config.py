@@ -5,16 +5,30 @@ overrides its fields by name (`--optim.lr 3e-4`), and `config.json` in a workdir
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from zoo import registry
 
 
 class ConfigError(ValueError):
     """A value of an experiment that cannot work; the message names the key and the way out."""
+
+
+class Missing(ConfigError):
+    """What an experiment names is not on this disk; elsewhere it may be."""
+
+
+def on_disk(name: str, key: str) -> Path:
+    """The path of that name, ~ resolved. Raises ConfigError for what can be none."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise ConfigError(f"{key} = {name[:200]!r} cannot be a path: {error}") from error
+    return path
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Init:
             raise ConfigError(
                 "--init.from is empty: give a path, a hub id or a tag, or leave it out"
             )
-        path = Path(self.source).expanduser()
+        path = on_disk(self.source, "--init.from")
         if (path / "model").is_dir() and (path / "checkpoints").is_dir():
             raise ConfigError(
                 f"--init.from {self.source} is the workdir of a run; its weights are in "
@@ -146,6 +160,11 @@ class Text(Data):
             raise ConfigError(
                 "data.overlap is context for what comes next: set it to 0, or data.mask"
             )
+        if self.mask and self.packing == "stream":
+            raise ConfigError(
+                "data.packing is stream, whose last row ends in padding, which a model that looks "
+                "both ways would see: use documents, or set data.mask to 0"
+            )
         tokens.check_tokenizer(self)
         corpora.check_corpus(self)
 
@@ -192,7 +211,15 @@ class Task:
     """What is learned. A subclass holds its options and builds the functions of them.
 
     Options are listed without jax, so a task's module imports it inside `build` only.
+
+    takes    the kind of data that it learns from
+    tagging  whether these have a label for each word; None: either
+    model    the kind of model, of MODELS, that it trains; None: any
     """
+
+    takes: ClassVar[type[Data]] = Data
+    tagging: ClassVar[bool | None] = None
+    model: ClassVar[str | None] = None
 
     def check(self) -> None:
         """Raises ConfigError for options that cannot work."""
@@ -354,8 +381,9 @@ def check(experiment: Experiment) -> Experiment:
     check_model(experiment.model)
     if experiment.init.revision is not None and experiment.init.source is None:
         raise ConfigError("init.revision is given, but not --init.from, what it is a revision of")
-    experiment.data.check()
     experiment.task.check()
+    check_together(experiment)
+    experiment.data.check()
     return experiment
 
 
@@ -395,10 +423,59 @@ def check_patterns(optim: Optim) -> None:
 
 
 def check_model(model: Model) -> None:
-    """Raises ConfigError for a name or an option that the zoo does not have."""
+    """Raises ConfigError for a name or an option that the zoo does not have, and for sizes of text
+    that are none: the page itself, which knows all sizes, needs jax."""
     try:
         registry.check_options(model.name, model.options)
     except registry.UnknownModel as error:
         raise ConfigError(f"model.name: {error}") from error
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+    for key in ("vocab", "context"):
+        value = model.options.get(key, 1)
+        if type(value) is not int or value < 1:
+            raise ConfigError(
+                f"model.options: {key} is {value!r}, but must be a positive whole number"
+            )
+
+
+class Kind(NamedTuple):
+    """A kind of model: one of them, and how it is known by the fields of its Config."""
+
+    example: str
+    holds: Callable[[Collection[str]], bool]
+
+
+MODELS = {
+    "decoder of text": Kind("gpt2", lambda fields: "vocab" in fields and "head" not in fields),
+    "encoder of text": Kind("bert_base", lambda fields: "vocab" in fields and "head" in fields),
+}
+
+
+def check_together(experiment: Experiment) -> None:
+    """Raises ConfigError where task, data and model are not made for each other."""
+    task, data, model = experiment.task, experiment.data, experiment.model
+    name = type(task).__name__
+    if not isinstance(data, task.takes):
+        raise ConfigError(
+            f"task {name} learns from {task.takes.__name__}, but data is {type(data).__name__}: "
+            "choose another task or other data in the config"
+        )
+    if task.tagging is not None and getattr(data, "tagging", False) != task.tagging:
+        raise ConfigError(
+            f"data.tagging is {not task.tagging}, but task {name} needs a label for each "
+            f"{'word' if task.tagging else 'text'}: set it to {task.tagging}"
+        )
+    if task.model and not MODELS[task.model].holds(registry.entry(model.name).fields):
+        such = MODELS[task.model].example
+        raise ConfigError(f"model.name: {model.name} is no {task.model}; take one, such as {such}")
+    length, context = getattr(data, "length", None), model.options.get("context")
+    if length and type(context) is int and length > context:
+        raise short_context(model, length, context)
+
+
+def short_context(model: Model, length: int, context: int) -> ConfigError:
+    return ConfigError(
+        f"data.length is {length} tokens, but the context of {model.name} is {context}; shorten "
+        "the rows, or set context in model.options"
+    )

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 import zoo
 from train import losses, metrics, parallel, supervised
-from train.config import ConfigError, Setup
+from train.config import ConfigError, Setup, short_context
+from train.data import tokens
 from train.metrics import Metric
 from train.state import Batch, State
 from zoo import registry, tree
@@ -32,30 +33,15 @@ def create(setup: Setup, facts: Mapping[str, Any]) -> Any:
     """
     cfg, data = setup.experiment.model, setup.data
     vocab = cfg.options.get("vocab", data.vocab_size)
+    model = supervised.create(cfg, {"vocab": vocab, **facts})
     if vocab < data.vocab_size:
         raise ConfigError(
             f"model.options: vocab is {vocab}, but the tokenizer has {data.vocab_size} ids; leave "
             "it out, or give as many or more"
         )
-    model = supervised.create(cfg, {"vocab": vocab, **facts})
     if data.length > model.config.context:
-        raise ConfigError(
-            f"data.length is {data.length} tokens, but the context of {cfg.name} is "
-            f"{model.config.context}; shorten the rows, or set context in model.options"
-        )
+        raise short_context(cfg, data.length, model.config.context)
     return supervised.over(model, setup.axis)
-
-
-def check_decoder(name: str) -> None:
-    """Raises ConfigError for a model that does not write from left to right."""
-    if not hasattr(registry.page(name), "empty_cache"):
-        raise ConfigError(f"model.name: {name} is no decoder of text; take one, such as gpt2")
-
-
-def check_encoder(name: str) -> None:
-    """Raises ConfigError for a model without a head for each task on text."""
-    if not {"vocab", "head"} <= set(registry.entry(name).fields):
-        raise ConfigError(f"model.name: {name} is no encoder of text; take one, such as bert_base")
 
 
 def card(setup: Setup, model: Any, labels: Sequence[str] = ()) -> zoo.Card:
@@ -137,12 +123,13 @@ def sampler(
 
     The prompt stands at the beginning of a document. Raises ConfigError where it fills the context.
     """
-    start = [tokenizer.specials.eos, *tokenizer.encode(prompt, add_special=False)]
+    start = [tokens.ends(tokenizer)[0], *tokenizer.encode(prompt, add_special=False)]
     room = model.config.context - len(start)
     if room < 1:
+        way = "shorten it" if prompt else "set --task.sample 0, or a longer context"
         raise ConfigError(
             f"task.prompt has {len(start) - 1} tokens, but the context of the model is "
-            f"{model.config.context}; shorten it"
+            f"{model.config.context}; {way}"
         )
     writer = model.clone(config=replace(model.config, layers="loop"))  # as a cache needs it
     options = {"max_new_tokens": min(count, room), "temperature": TEMPERATURE, "seed": 0}

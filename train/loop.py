@@ -11,7 +11,7 @@ import jax
 import zoo
 from train import log, parallel, pretrained, workdir
 from train.checkpoint import Checkpoints
-from train.config import ConfigError, Experiment, Setup
+from train.config import ConfigError, Experiment, Setup, check_together
 from train.data.pipeline import background, prefetch
 from train.interrupt import Interrupts, Stopped
 from train.state import State, Task
@@ -84,6 +84,7 @@ class Run(NamedTuple):
 
 def prepare(cfg: Experiment) -> Run:
     """Opens the data, builds the task, compiles nothing yet. Raises ConfigError."""
+    check_together(cfg)  # for those who call it without `config.check`
     mesh = parallel.make_mesh(cfg.parallel)
     parallel.check_batch(mesh, cfg.data.batch_size, cfg.step.accumulate)
     data = cfg.data.open()

@@ -18,9 +18,10 @@ import numpy as np
 
 import zoo
 from train import log
-from train.config import ConfigError, Init
+from train.config import ConfigError, Init, on_disk
 from train.state import State, Task
 from zoo import registry, tree
+from zoo import text as zoo_text
 from zoo.card import Card, Preprocess
 
 # Fields of a page's Config that change how a model is trained or fed, but not what its weights are.
@@ -41,6 +42,7 @@ def start(init: Init, fresh: State, task: Task) -> State:
     if task.model is None:
         raise ConfigError("--init.from: this task has no single model that could take the weights")
     model, loaded, card = load(init.source, init.revision, task.model.config)
+    check_tokenizer(init, task.tokenizer)
     check_architecture(init, model, task.model)
     compare_preprocess(init, card.preprocess, task.card and task.card.preprocess)
     wanted = {"params": fresh.params, **fresh.vars}
@@ -67,6 +69,25 @@ def load(source: str, revision: str | None, wanted: Any) -> tuple[Any, dict[str,
         return *zoo.load(source, image_size=size, revision=revision), card
     except (ValueError, OSError) as error:
         raise ConfigError(f"--init.from {source}: {error}") from error
+
+
+def check_tokenizer(init: Init, ours: Any) -> None:
+    """Raises ConfigError where a tokenizer lies beside the weights whose ids stand for other texts:
+    the embeddings would be those of other tokens. Files of another form may say the same. Of what
+    is on the hub the tokenizer is not known here."""
+    path = on_disk(str(init.source), "--init.from")
+    if ours is None or not path.exists():
+        return
+    folder = path if path.is_dir() else path.parent
+    try:
+        theirs = zoo_text.load(folder)
+    except zoo_text.TokenizerError:  # weights alone
+        return
+    if theirs.spelling.pieces != ours.spelling.pieces:
+        raise ConfigError(
+            f"--init.from {init.source} has another tokenizer than the data; give "
+            f"--data.tokenizer {folder}"
+        )
 
 
 def check_architecture(init: Init, held: Any, wanted: Any) -> None:

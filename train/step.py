@@ -74,7 +74,9 @@ def gradients(
 ) -> tuple[Any, Any, Metrics]:
     """Mean gradient, new vars and mean metrics over `accumulate` micro-batches, one after another.
 
-    Equal to the large batch where examples are independent. Batch normalisation is not: each
+    Equal to the large batch where examples are independent and count alike. Where a loss is a mean
+    over what rows have different numbers of, such as words, each micro-batch counts the same,
+    however many it has; so do the devices of pmap. Batch normalisation is not independent: each
     micro-batch is normalised by its own statistics and moves the running ones once. What is frozen
     keeps its running statistics, but is normalised by the batch's while training, like the rest.
     """

@@ -152,11 +152,16 @@ def generate(model: Any, variables: Any, prompts: Any, **options: Any) -> Any:
     prompts: a text or several, with `tokenizer=`, or lists of ids. Options, their defaults and what
     is raised: `zoo.generation.generate`. The model is compiled once for a bucket of lengths.
     """
-    from zoo import decode, generation
+    from dataclasses import replace
+
+    from zoo import decode, generation, tree
 
     page = registry.page_of(model)
     if not hasattr(page, "empty_cache"):
         raise ValueError(f"{type(model).__name__} does not generate: it is no decoder of text")
+    if model.config.layers == "scan":  # a cache needs every layer under its own name
+        model = model.clone(config=replace(model.config, layers="loop"))
+        variables = tree.unstacked(variables)
     decoder = decode.decoder(model, page.empty_cache)
     return generation.generate(decoder, variables, prompts, **options)
 
@@ -166,8 +171,9 @@ def embed(model: Any, variables: Any, tokenizer: Any, texts: Any, **options: Any
     Options and what is raised: `zoo.text.embed.embed`."""
     from zoo.text import embed as encoder
 
-    apply = encoder.applied(model, "hidden")
-    return encoder.embed(apply, variables, tokenizer, texts, **_encoder(model), **options)
+    limits = _encoder(model, encoder.embed, options)
+    apply, _ = encoder.applied(model)
+    return encoder.embed(apply, variables, tokenizer, texts, **limits, **options)
 
 
 def fill_mask(model: Any, variables: Any, tokenizer: Any, texts: Any, **options: Any) -> Any:
@@ -175,20 +181,26 @@ def fill_mask(model: Any, variables: Any, tokenizer: Any, texts: Any, **options:
     and what is raised: `zoo.text.embed.fill_mask`."""
     from zoo.text import embed as encoder
 
-    limits = _encoder(model)
+    limits = _encoder(model, encoder.fill_mask, options)
     if model.config.head != "mlm":
         raise ValueError(f'head="{model.config.head}" guesses no words: load a model with "mlm"')
-    return encoder.fill_mask(
-        encoder.applied(model), variables, tokenizer, texts, **limits, **options
-    )
+    functions = encoder.applied(model)
+    return encoder.fill_mask(*functions, variables, tokenizer, texts, **limits, **options)
 
 
-def _encoder(model: Any) -> dict[str, int]:
-    """The limits of an encoder of text. Raises ValueError for a model that is none."""
+def _encoder(model: Any, task: Any, options: Mapping[str, Any]) -> dict[str, int]:
+    """The limits of an encoder of text, which no option changes. Raises ValueError for a model that
+    is none, and for an option that the task has not."""
     config = model.config
     if not {"vocab", "context", "head"} <= {*dir(config)}:
         raise ValueError(f"{type(model).__name__} is no encoder of text, such as bert_base")
-    return {"context": config.context, "vocab": config.vocab}
+    limits = {"context": config.context, "vocab": config.vocab}
+    known = task.__kwdefaults__.keys() - limits
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(
+            f"{task.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    return limits
 
 
 def describe(model: Any) -> str:

@@ -141,12 +141,16 @@ def _usable(source: str, model: Any, card: zoo.Card) -> Preprocess:
 # Text.
 
 SAMPLING = {  # option → type, help; their defaults are those of zoo.generation.generate
-    "max-new-tokens": (_positive, "how long the continuation may be (default 64)"),
+    "max-new-tokens": (_positive, "how long it may be (default 64, or what the context has left)"),
     "temperature": (float, "0 takes the likeliest token each time (default 1)"),
     "top-k": (_positive, "choose among so many likeliest tokens"),
     "top-p": (float, "choose among the likeliest tokens that have this probability together"),
     "min-p": (float, "choose among tokens with this share of the likeliest's probability"),
     "repetition-penalty": (float, "above 1: what was there already becomes less likely"),
+    "length-penalty": (
+        float,
+        "of beams: above 0 favours long ones, below 0 short ones (default 1)",
+    ),
     "beams": (_positive, "follow so many continuations and print the likeliest; not streamed"),
     "seed": (int, "of what is drawn: the same seed, the same text (default 0)"),
 }
@@ -171,24 +175,38 @@ def generate(options: argparse.Namespace) -> str:
     from zoo import text
     from zoo.weights import hub
 
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    # The last line's end is the shell's, not the prompt's.
+    piped = options.prompt == "-"
+    prompt = sys.stdin.read().removesuffix("\n") if piped else options.prompt
     path = hub.fetch(options.model, revision=options.revision, token=options.token)
-    tokenizer = text.load(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    tokenizer = text.load(folder)
     model, variables = zoo.load(path)
     prompts: Any = [prompt]
     if options.chat:
         turns = [{"role": "user", "content": prompt}]
         prompts = [tokenizer.encode_chat(turns)]
-    elif not prompt and tokenizer.specials.eos is not None:
+    elif tokenizer.specials.eos is not None and not tokenizer.encode(prompt):
         prompts = [[tokenizer.specials.eos]]  # from nothing
     chosen = {key: getattr(options, key) for key in (name.replace("-", "_") for name in SAMPLING)}
     given = {key: value for key, value in chosen.items() if value is not None}
+    stop = [*options.stop, *_ends(folder)]
     streamed = given.get("beams", 1) == 1
     stream = (lambda _, piece: print(piece, end="", flush=True)) if streamed else None
     [found] = zoo.generate(
-        model, variables, prompts, tokenizer=tokenizer, stop=options.stop, stream=stream, **given
+        model, variables, prompts, tokenizer=tokenizer, stop=stop, stream=stream, **given
     )
     return "" if streamed else found.text
+
+
+def _ends(folder: Path) -> list[Any]:
+    """The ids that end a text by a `generation_config.json`; a tokenizer knows but one of them, and
+    chats may end by another."""
+    from zoo.text.read import json_object
+
+    file = folder / "generation_config.json"
+    stated = json_object(file).get("eos_token_id") if file.is_file() else None
+    return stated if isinstance(stated, list) else [] if stated is None else [stated]
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -105,7 +105,7 @@ def stated(
     """
     timm = facts.get("pretrained_cfg") or (facts if "input_size" in facts else {})
     known: dict[str, Any] = {
-        "labels": _timm_labels({**timm, **facts}) if timm else _labels(facts.get("id2label", {})),
+        "labels": _timm_labels({**timm, **facts}) if timm else _labels(facts.get("id2label") or {}),
         "licence": timm.get("license") or _front_matter(readme).get("license", ""),
     }
     try:

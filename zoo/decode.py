@@ -194,14 +194,16 @@ def keys(seed: jax.Array, batch: int, step: jax.Array) -> jax.Array:
 def candidates(
     rule: Rule, logits: jax.Array, settings: Settings
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(logits [b, c], −∞ where a token may not be drawn; their ids [b, c], None for 0 … v − 1).
+    """(logits [b, c], of which the highest is 0, and −∞ where a token may not be drawn; their ids
+    [b, c], None for 0 … v − 1).
 
     In this order: temperature; the `top_k` likeliest; of these the likeliest whose sum reaches the
     probability `top_p` (Holtzman et al., 2020, arXiv:1904.09751, section 3.1); of these all that
     have at least `min_p` of the probability of the first (Nguyen et al., 2024, arXiv:2407.01082,
     section 3). The likeliest token is always left.
     """
-    logits, ids = logits / settings.temperature, None
+    # Nothing overflows from 0 downwards, however low the temperature is.
+    logits, ids = (logits - logits.max(axis=-1, keepdims=True)) / settings.temperature, None
     if rule.sort:
         logits, ids = jax.lax.top_k(logits, rule.sort)
         rank = jnp.arange(rule.sort)[None]
@@ -209,8 +211,7 @@ def candidates(
         share = jax.nn.softmax(logits)
         before = share.cumsum(axis=-1) - share
         logits = jnp.where((before < settings.top_p) | (rank == 0), logits, -jnp.inf)
-    highest = logits.max(axis=-1, keepdims=True)
-    return jnp.where(logits - highest >= jnp.log(settings.min_p), logits, -jnp.inf), ids
+    return jnp.where(logits >= jnp.log(settings.min_p), logits, -jnp.inf), ids
 
 
 def penalised(logits: jax.Array, seen: jax.Array, penalty: Any) -> jax.Array:

@@ -9,7 +9,7 @@ for each of these.
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Integral, Number
 from typing import Any, Literal, NamedTuple
@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from zoo import beams, decode
+from zoo.buckets import bucket
 from zoo.decode import Decoder, Rule, Settings
 from zoo.text import Stream, Tokenizer
 
-SHORTEST = 16  # tokens of the smallest bucket
 CHUNK = 32  # tokens that are drawn between two looks for a stop string
 Reason = Literal["stop", "length"]
 
@@ -50,7 +50,7 @@ class Options:
     order of transformers.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # if not given: fewer where the context has less room
     repetition_penalty: float = 1.0  # above 1: what is there already becomes less likely
     temperature: float | None = None  # 0: always the likeliest token; None: 1
     top_k: int | None = None  # of so many likeliest tokens
@@ -68,7 +68,7 @@ class Options:
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
                 continue
-            if not isinstance(value, int | float | np.number) or not holds(value):
+            if not isinstance(value, int | float) or not holds(value):
                 raise ValueError(f"{name} is {value!r}: give {wanted}")
         drawn = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
         drawn += ["temperature"] if self.temperature else []
@@ -80,18 +80,25 @@ class Options:
 
 
 def _whole(low: int, high: float = math.inf) -> Callable[[Any], bool]:
-    return lambda x: isinstance(x, Integral) and not isinstance(x, bool) and low <= int(x) <= high
+    return lambda x: type(x) is int and low <= x <= high
 
 
+# What the device has as a number of its own: float32 below is 0 or as good as 0, above infinite.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+POWER = 30.0  # of ten, that lengths to the power of `length_penalty` may reach
 VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (_whole(1), "a whole number of tokens, 1 or more"),
-    "repetition_penalty": (lambda x: 0 < x < math.inf, "a number above 0; 1 for none"),
-    "temperature": (lambda x: 0 <= x < math.inf, "0 for the likeliest token, or a number above"),
+    # Logits that are divided or multiplied by it stay finite.
+    "repetition_penalty": (lambda x: 1e-6 <= x <= 1e6, "a number from 1e-6 to 1e6; 1 for none"),
+    "temperature": (
+        lambda x: x == 0 or SMALLEST <= x <= LARGEST,
+        "0 for the likeliest token, or a number above it that float32 holds",
+    ),
     "top_k": (_whole(1), "a whole number, 1 or more, or None for all tokens"),
-    "top_p": (lambda x: 0 < x <= 1, "a probability above 0 and up to 1"),
+    "top_p": (lambda x: SMALLEST <= x <= 1, "a probability above 0 and up to 1"),
     "min_p": (lambda x: 0 <= x <= 1, "a share from 0 to 1"),
     "beams": (_whole(1), "a whole number, 1 or more"),
-    "length_penalty": (math.isfinite, "a finite number"),
+    "length_penalty": (lambda x: -LARGEST <= x <= LARGEST, "a finite number"),
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 2³² − 1"),
 }
 OPTIONAL = ("temperature", "top_k", "top_p", "min_p")
@@ -123,7 +130,9 @@ def generate(
     strings, stops = _stops(chosen.stop, tokenizer, decoder.vocab)
     if chosen.beams > 1 and (strings or stream):
         raise ValueError("beams are known when all are done: no stop strings, and no stream")
-    ids = [_checked(row, i, decoder, chosen) for i, row in enumerate(_ids(prompts, tokenizer))]
+    needed = 1 if options.get("max_new_tokens") is None else chosen.max_new_tokens
+    ids = [_checked(row, i, decoder, needed) for i, row in enumerate(_ids(prompts, tokenizer))]
+    chosen = _limited(chosen, max(map(len, ids)), decoder.context, options)
     limit = chosen.max_new_tokens
     examples = [Example(row, tokenizer, strings, stops, limit) for row in ids]
     inputs = _inputs(ids, decoder, chosen)
@@ -242,18 +251,36 @@ class Example:
 
 
 def _options(options: Mapping[str, Any]) -> Options:
+    """NumPy's numbers become Python's, and None becomes the default."""
     known = [field.name for field in fields(Options)]
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise ValueError(f"generation has no {', '.join(unknown)}; it has {', '.join(known)}")
-    chosen = Options(**options)
+    given = {key: value for key, value in options.items() if value is not None}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+    chosen = Options(**plain)
     chosen.check()
+    return chosen
+
+
+def _limited(chosen: Options, longest: int, context: int, given: Mapping[str, Any]) -> Options:
+    """With as many tokens as there is room for, unless their number was given. Raises ValueError
+    for a power of lengths that float32 does not hold."""
+    if given.get("max_new_tokens") is None:
+        chosen = replace(chosen, max_new_tokens=min(chosen.max_new_tokens, context - longest))
+    tokens, power = chosen.max_new_tokens, chosen.length_penalty
+    if abs(power) * math.log10(tokens) > POWER:
+        limit = POWER / math.log10(tokens)
+        raise ValueError(
+            f"length_penalty is {power}, but {tokens} tokens to this power are no number of "
+            f"float32: give one from {-limit:.1f} to {limit:.1f}"
+        )
     return chosen
 
 
 def _stops(stop: Any, tokenizer: Tokenizer | None, vocab: int) -> tuple[list[str], frozenset[int]]:
     """The strings and the ids that end an example. Raises ValueError for what is neither."""
-    several = stop if _several(stop) else [stop]
+    several = [_token(one, tokenizer) for one in (stop if _several(stop) else [stop])]
     strings = [one for one in several if isinstance(one, str)]
     others = [one for one in several if not isinstance(one, str)]
     for one in others:
@@ -267,6 +294,12 @@ def _stops(stop: Any, tokenizer: Tokenizer | None, vocab: int) -> tuple[list[str
         raise ValueError(f"stop is {strings[0]!r}, but only a tokenizer makes text: give one")
     eos = None if tokenizer is None else tokenizer.specials.eos
     return strings, frozenset(map(int, others if eos is None else [*others, eos]))
+
+
+def _token(stop: Any, tokenizer: Tokenizer | None) -> Any:
+    """The id of a string that is a special token, which no text has; anything else as it is."""
+    found = tokenizer.id(stop) if tokenizer is not None and isinstance(stop, str) else None
+    return found if tokenizer is not None and found in tokenizer.spelling.special else stop
 
 
 def _ids(prompts: Any, tokenizer: Tokenizer | None) -> list[list[Any]]:
@@ -304,9 +337,9 @@ def _listed(value: Any) -> Any:
     return np.asarray(value).tolist() if isinstance(value, np.ndarray | jax.Array) else value
 
 
-def _checked(ids: list[Any], number: int, decoder: Decoder, options: Options) -> list[int]:
+def _checked(ids: list[Any], number: int, decoder: Decoder, needed: int) -> list[int]:
     """As Python integers. Raises ValueError for none, for one that the model has not, and for more
-    than there is room for."""
+    than leave room for the `needed` new ones."""
     if not ids:
         raise ValueError(
             f"prompt {number} is empty, and nothing comes after nothing: begin with a token, such "
@@ -320,10 +353,10 @@ def _checked(ids: list[Any], number: int, decoder: Decoder, options: Options) ->
                 f"prompt {number} has id {one} at position {place}, but those of the model are "
                 f"0 to {decoder.vocab - 1}"
             )
-    if len(ids) + options.max_new_tokens > decoder.context:
+    if len(ids) + needed > decoder.context:
         raise ValueError(
-            f"prompt {number} has {len(ids)} tokens, and {options.max_new_tokens} more are above "
-            f"the context of {decoder.context}: shorten it, or lower max_new_tokens"
+            f"prompt {number} has {len(ids)} tokens, and the context of {decoder.context} no room "
+            f"for {needed} more: shorten it, or lower max_new_tokens"
         )
     return [int(one) for one in ids]
 
@@ -342,22 +375,17 @@ class Inputs(NamedTuple):
 def _inputs(ids: Sequence[Sequence[int]], decoder: Decoder, options: Options) -> Inputs:
     lengths = np.array([len(row) for row in ids], np.int32)
     longest = int(lengths.max())
-    prompts = np.zeros((len(ids), _bucket(longest, decoder.context)), np.int32)
+    prompts = np.zeros((len(ids), bucket(longest, decoder.context)), np.int32)
     for row, known in zip(prompts, ids, strict=True):
         row[: len(known)] = known
-    return Inputs(_bucket(longest + options.max_new_tokens, decoder.context), prompts, lengths)
-
-
-def _bucket(length: int, limit: int) -> int:
-    """The next power of two, from the smallest bucket on and up to the limit."""
-    return min(max(SHORTEST, 1 << (length - 1).bit_length()), limit)
+    return Inputs(bucket(longest + options.max_new_tokens, decoder.context), prompts, lengths)
 
 
 def _rule(options: Options, vocab: int) -> Rule:
     """Sorting is for what needs it, and of no more than a power of two above top_k."""
     sort = 0 if options.top_p is None else vocab
     if options.top_k is not None:
-        sort = _bucket(options.top_k, vocab)
+        sort = bucket(options.top_k, vocab)
     return Rule(
         greedy=options.temperature == 0,
         sort=0 if options.temperature == 0 else sort,

@@ -36,8 +36,8 @@ def shardings(shapes: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 
 
 def split(shape: tuple[int, ...], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-    """The axes of a rule on a leaf of that shape."""
-    padded = (*(None,) * (len(shape) - len(axes)), *axes)[: len(shape)]
+    """The axes of a rule on a leaf of that shape, the last ones where it has fewer dimensions."""
+    padded = (*(None,) * len(shape), *axes)[len(axes) :]
     return PartitionSpec(
         *(
             axis if axis in mesh.shape and n % mesh.shape[axis] == 0 else None

@@ -349,6 +349,16 @@ def test_a_config_that_we_do_not_have_is_refused_by_key(key, value, tmp_path):
         zoo.load(tmp_path)
 
 
+def test_a_null_of_config_json_is_refused_by_key_or_is_as_if_it_were_not_there(tmp_path):
+    saved(bert, tmp_path, "hf", types=1, position_offset=2, head="none", num_classes=0)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "id2label": None}))
+    zoo.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "pad_token_id": None}))
+    with pytest.raises(WeightsError, match="pad_token_id is None, not a number"):
+        zoo.load(tmp_path)
+
+
 def test_a_config_of_other_tensors_is_refused(tmp_path):
     saved(bert, tmp_path, "hf")
     edit_facts(tmp_path, num_hidden_layers=5)

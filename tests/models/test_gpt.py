@@ -58,7 +58,7 @@ FAULTS = {
     ),
     "no positions": (
         "gpt_hf",
-        (gpt, "x + jnp.broadcast_to(table", "x + 0 * jnp.broadcast_to(table"),
+        (gpt, "x + jnp.broadcast_to(rows", "x + 0 * jnp.broadcast_to(rows"),
         B0,
     ),
     "q and k swapped": ("gpt_hf", (table, 'for part in "qkv")', 'for part in "kqv")'), B0),
@@ -127,8 +127,8 @@ def test_the_comparison_sees(name, monkeypatch):
 TRAINING_FAULTS = {
     "no gradient to the positions": (
         gpt,
-        "table[positions]",
-        "jax.lax.stop_gradient(table)[positions]",
+        "table.at[positions]",
+        "jax.lax.stop_gradient(table).at[positions]",
     ),
     "no gradient through the keys": (
         attention,
@@ -211,6 +211,22 @@ def test_more_tokens_than_the_context_are_refused(tiny):
         model.apply(variables, jnp.zeros((1, 17), jnp.int32))
 
 
+def test_a_position_beyond_the_table_is_no_number(tiny):
+    model, variables = tiny
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    last, beyond = (
+        model.apply(variables, tokens, positions=jnp.array([[14, place]])) for place in (15, 16)
+    )
+    assert np.isfinite(last).all() and np.isnan(beyond[0, 1]).all()
+
+
+def test_more_tokens_than_a_cache_has_rows_are_refused(tiny):
+    model, variables = tiny
+    cache = gpt.empty_cache(model.config, 1, 4)
+    with pytest.raises(ValueError, match="5 tokens do not fit into a cache of 4 rows"):
+        model.apply(variables, jnp.zeros((1, 5), jnp.int32), cache=cache)
+
+
 # What files say in other ways.
 
 
@@ -290,6 +306,12 @@ def test_another_number_of_layers_is_refused(tmp_path):
     edit_facts(tmp_path, n_layer=3)
     with pytest.raises(WeightsError, match="3 layers, but the tensors are of 2"):
         zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("vocab, end", [(50257, 50256), (61, None), (60000, None)])
+def test_an_export_states_the_end_of_a_text_where_it_is_known(vocab, end):
+    facts = table.hf_facts(replace(gpt.TINY, vocab=vocab), None)
+    assert (facts["bos_token_id"], facts["eos_token_id"]) == (end, end)
 
 
 def test_names_without_a_config_are_refused(tmp_path):

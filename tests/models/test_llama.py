@@ -224,6 +224,7 @@ WRONG = {
     "'linear' takes positive numbers, factor; not": ("linear", 2.0, 3.0),
     "'llama3' takes positive numbers, factor, original, low, high; not": ("llama3", 8.0, 8192, 1.0),
     "'dynamic' takes positive numbers": ("dynamic", -1.0, 2048),
+    "'llama3' goes from low to high turns": ("llama3", 8.0, 8192, 4.0, 4.0),
 }
 
 
@@ -378,6 +379,8 @@ SIZES = {
     "4 heads of queries cannot share 3 of keys": {"kv_heads": 3},
     "heads of 7 channels are not pairs": {"head_width": 7},
     "a window of 0 keys": {"window": 0},
+    "heads of 0 channels are not pairs": {"head_width": 0},
+    "'dynamic' needs heads of more than 2": {"head_width": 2, "scaling": ("dynamic", 2.0, 16)},
 }
 
 
@@ -453,6 +456,32 @@ def test_what_yarn_leaves_out_is_as_its_paper_has_it(stated, expected, tmp_path)
     assert attention == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "kind, inside, beside, expected",
+    [
+        ("yarn", None, 8, 8),
+        ("yarn", 4, None, 4),
+        ("yarn", 4, 8, 8),
+        ("dynamic", 8, None, 16),
+        ("dynamic", None, 8, 16),
+    ],
+)
+def test_the_original_length_is_that_of_the_reference(kind, inside, beside, expected, tmp_path):
+    """Of transformers 5.23: what stands beside a scaling comes first, and a dynamic one begins at
+    the context."""
+    saved(llama, tmp_path, "hf")
+    stated = {"type": kind, "factor": 2.0, table.ORIGINAL: inside}
+    edit_facts(tmp_path, rope_scaling=stated, **{table.ORIGINAL: beside})
+    assert zoo.load(tmp_path)[0].config.scaling[:3] == (kind, 2.0, expected)
+
+
+def test_an_export_states_no_end_of_a_text_that_it_does_not_know(tmp_path):
+    """Else the classes of transformers would take the ids 1 and 2."""
+    saved(llama, tmp_path, "hf")
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert facts["bos_token_id"] is facts["eos_token_id"] is None
+
+
 def test_keys_that_config_json_may_leave_out(tmp_path):
     model, _ = saved(llama, tmp_path, "hf", kv_heads=4)
     edit_facts(tmp_path, num_key_value_heads=None, head_dim=None, rope_theta=None)
@@ -496,7 +525,8 @@ REFUSED = {
     "mlp_bias": True,
     "partial_rotary_factor": 0.5,
     "model_type": "gemma",
-    "num_hidden_layers": 3,
+    "head_dim": 0,
+    "rope_theta": "x",
 }
 
 
@@ -517,6 +547,7 @@ SCALINGS = {
         "low_freq_factor": 1.0,
     },
     "'llama3' lacks low_freq_factor, high_freq_factor": {"rope_type": "llama3", "factor": 4.0},
+    "factor is 'x', not a number": {"rope_type": "yarn", "factor": "x"},
     "'default' knows no full_attention": {"full_attention": {"rope_type": "default"}},
 }
 
@@ -526,6 +557,13 @@ def test_a_scaling_that_we_do_not_have_is_refused_by_key(message, tmp_path):
     saved(llama, tmp_path, "hf")
     edit_facts(tmp_path, rope_scaling=SCALINGS[message])
     with pytest.raises(WeightsError, match=message):
+        zoo.load(tmp_path)
+
+
+def test_another_number_of_layers_is_refused(tmp_path):
+    saved(llama, tmp_path, "hf")
+    edit_facts(tmp_path, num_hidden_layers=3)
+    with pytest.raises(WeightsError, match="3 layers, but the tensors are of 2"):
         zoo.load(tmp_path)
 
 
@@ -567,6 +605,13 @@ def test_a_base_model_loads_where_its_head_is_tied(tmp_path):
     loaded_model, loaded = zoo.load(tmp_path)
     assert loaded_model.config == model.config
     assert_same(loaded, variables)
+
+
+def test_a_base_model_without_a_head_is_refused_where_none_is_tied(tmp_path):
+    saved(llama, tmp_path, "hf")
+    edit_tensors(tmp_path, {"lm_head.weight": None})
+    with pytest.raises(WeightsError, match="lm_head.weight is missing: .*LlamaForCausalLM"):
+        zoo.load(tmp_path)
 
 
 def test_shards_load_as_one_file(tmp_path):

@@ -27,7 +27,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config import ConfigError, Data, Text
+from train.config import ConfigError, Data, Missing, Text, on_disk
 from train.data import sources
 from train.data.sources import Kind, bad_source
 
@@ -99,10 +99,14 @@ def divided(corpus: Corpus, cfg: Text) -> Iterator[Piece]:
     `data.split` = "hash": whole documents by the SHA-256 of their names, so that a document stays
     where it is when others come. "position": the text in its order, of which the first part is
     train, then comes validation, then test; the document at a cut is divided between two
-    characters. Either way a split takes `data.holdout` of the documents, or of the bytes.
+    characters. Either way a split takes `data.holdout` of the documents, or of the bytes. Raises
+    ConfigError for what cannot be read.
     """
     missing = tuple(name for name in ("test", "validation") if name not in corpus.stored)
-    return DIVISIONS[cfg.split](corpus, missing, cfg.holdout)
+    try:
+        yield from DIVISIONS[cfg.split](corpus, missing, cfg.holdout)
+    except OSError as error:  # else it would be taken for one of writing what is read
+        raise bad_source(cfg, f"cannot be read: {error}") from error
 
 
 def by_hash(corpus: Corpus, missing: Sequence[str], share: float) -> Iterator[Piece]:
@@ -164,8 +168,11 @@ def check_splits(documents: Mapping[str, int], cfg: Text) -> None:
     if not empty:
         return
     total = sum(documents.values())
+    if not total:
+        raise bad_source(cfg, "has no document with text")
+    change = "lower" if "train" in empty else "raise"
     ways = {
-        "hash": 'add documents, raise it, or cut the text itself: data.split = "position"',
+        "hash": f'add documents, {change} it, or cut the text itself: data.split = "position"',
         "position": "choose a share between 0 and 0.5, or add text",
     }
     raise ConfigError(
@@ -181,7 +188,7 @@ def found_files(pattern: str, cfg: Data) -> dict[str, Path]:
     """The files that a pattern finds, sorted, by their paths below what is fixed in it.
 
     Raises ConfigError where there is none."""
-    path = Path(pattern).expanduser()
+    path = on_disk(pattern, "data.source")
     if path.is_file():
         return {path.name: path}
     root = path
@@ -190,9 +197,15 @@ def found_files(pattern: str, cfg: Data) -> dict[str, Path]:
     found = (Path(name) for name in glob.glob(str(path), recursive=True))
     files = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
     if not files:
-        hint = f"; a folder is written {path / '**' / '*.txt'}" if path.is_dir() else ""
-        raise bad_source(cfg, f"no file is found by {path}{hint}")
+        raise bad_source(cfg, f"no file is found by {path}{_hint(path, cfg)}", Missing)
     return dict(sorted(files.items()))
+
+
+def _hint(path: Path, cfg: Data) -> str:
+    if path.is_dir():
+        ending = "*.jsonl" if cfg.source.startswith("jsonl:") else "*.txt"
+        return f"; a folder is written {path / '**' / ending}"
+    return "; a bracket that is part of a name is written [[]" if "[" in str(path) else ""
 
 
 def check_files(pattern: str, cfg: Data) -> None:
@@ -312,7 +325,7 @@ def stdlib_files() -> dict[str, Path]:
     for parent, folders, names in os.walk(root):
         folders[:] = set(folders) - TESTS - INSTALLED
         paths = (Path(parent, name) for name in names if name.endswith(".py"))
-        found |= {path.relative_to(root).as_posix(): path for path in paths}
+        found |= {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
     kept = (name for name in sorted(found) if not any(fnmatch(name, table) for table in TABLES))
     return {name: found[name] for name in kept if 0 < found[name].stat().st_size <= LARGEST}
 

@@ -18,6 +18,7 @@ import numpy as np
 from train.config import ConfigError, LabelledText
 from train.data import corpora, sources
 from train.data.sources import STORED_AS, Example, Kind, Split, bad_source
+from train.data.tokens import ends
 from zoo.text import Tokenizer
 
 Row = dict[str, np.ndarray]
@@ -58,8 +59,12 @@ def read_labelled(cfg: LabelledText) -> Texts:
     kind, argument = sources.choose(cfg, LABELLED)
     kind.check(argument, cfg)
     name, licence, stored, stated = kind.open(argument, cfg)
+    if not stored:
+        raise bad_source(cfg, "has no example")
     sources.check_train(stored, stored, cfg)
     classes = stated or _classes(stored["train"], cfg)
+    if not classes:
+        raise bad_label(cfg, "train has no label at all, only empty lists")
     numbers = {value: number for number, value in enumerate(classes)}
     numbered = {
         split: [{**e, "label": _number(e["label"], numbers, split, cfg)} for e in examples]
@@ -105,6 +110,7 @@ def _example(text: Any, label: Any, where: str, cfg: LabelledText) -> Example:
 
 
 def _label(value: Any, where: str, cfg: LabelledText) -> Any:
+    value = corpora.as_text(value, where) if isinstance(value, bytes) else value
     if isinstance(value, str | int) and not isinstance(value, bool):
         return value
     raise bad_label(cfg, f"{where} holds {value!r:.80}: neither a text nor a whole number")
@@ -165,25 +171,27 @@ def open_tfds(name: str, cfg: LabelledText) -> tuple[str, str, Stored, tuple[str
         if names and values and -1 in _values(values[0][1]):
             continue
         stored[ours] = [
-            _example(text, _named(label, names), f"{ours} record {number}", cfg)
+            _example(text, _named(label, names, where, cfg), where, cfg)
             for number, (text, label) in enumerate(values)
+            for where in [f"{ours} record {number}"]
         ]
     title, licence = sources.tfds_title(builder)
     return title, licence, _as_ours(stored), names and tuple(names)
 
 
 def _plain(value: Any) -> Any:
-    """What numpy holds, as Python has it."""
+    """What numpy holds, as Python has it; texts are still bytes."""
     if isinstance(value, np.ndarray):
         return [_plain(each) for each in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _named(label: Any, names: Sequence[str] | None) -> Any:
+def _named(label: Any, names: Sequence[str] | None, where: str, cfg: LabelledText) -> Any:
     if names is None:
         return label
+    unknown = [i for i in _values(label) if not 0 <= i < len(names)]
+    if unknown:
+        raise bad_label(cfg, f"{where} holds {unknown[0]}, which is none of {len(names)} classes")
     return [names[i] for i in label] if isinstance(label, list) else names[label]
 
 
@@ -223,7 +231,7 @@ class LabelledRows:
 
 def rows(examples: Split, tokenizer: Tokenizer, cfg: LabelledText) -> LabelledRows:
     """Tokenizes a split; texts that are longer than `data.length` are cut before the token that
-    closes them."""
+    closes them. All begin with a special token, as documents do (`tokens.ends`)."""
     encode = _tagged if cfg.tagging else _whole
     ids, labels = encode([examples[i] for i in range(len(examples))], tokenizer, cfg.length)
     pad = tokenizer.specials.pad
@@ -237,7 +245,11 @@ def _whole(
     examples: Split, tokenizer: Tokenizer, length: int
 ) -> tuple[list[list[int]], np.ndarray]:
     texts, labels = [e["text"] for e in examples], [e["label"] for e in examples]
-    return tokenizer.encode_batch(texts, parse_special=False), np.array(labels, np.int32)
+    ids = tokenizer.encode_batch(texts, parse_special=False)
+    before, _ = around(tokenizer)
+    if not tokenizer.encode(""):  # it puts nothing there itself
+        ids = [[*before, *own] for own in ids]
+    return ids, np.array(labels, np.int32)
 
 
 def _tagged(
@@ -266,8 +278,11 @@ def _tagged(
 
 
 def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text: [CLS] and [SEP]."""
+    """The special tokens before and after a text: those that a tokenizer puts there, [CLS] and
+    [SEP], or else the one that begins a document."""
     ids, first = tokenizer.encode(""), (tokenizer.specials.bos, tokenizer.specials.cls)
+    if not ids:
+        return [ends(tokenizer)[0]], []
     count = next((n for n, i in enumerate(ids) if i not in first), len(ids))
     return ids[:count], ids[count:]
 

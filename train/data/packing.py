@@ -18,9 +18,9 @@ from typing import NamedTuple, Protocol
 import grain
 import numpy as np
 
-from train.config import ConfigError, Data, Text
+from train.config import Data, Text
 from train.data.pipeline import Batch, Skips, Stream, batched, global_order, local_size
-from train.data.tokens import Tokens
+from train.data.tokens import Tokens, no_mask
 from zoo.text import Tokenizer
 
 UNSCORED = -1  # the target of a token that the loss leaves out
@@ -112,10 +112,7 @@ def masking(tokenizer: Tokenizer, cfg: Text) -> Masking | None:
     if not cfg.mask:
         return None
     if tokenizer.specials.mask is None:
-        raise ConfigError(
-            f"data.mask is {cfg.mask}, but the tokenizer {cfg.tokenizer!r} has no mask token: use "
-            "bpe:SIZE, which is then trained with one, or BERT's own"
-        )
+        raise no_mask(cfg)
     spelling = tokenizer.spelling
     special = np.ones(tokenizer.vocab_size, bool)
     special[[i for i in spelling.pieces if i not in spelling.special]] = False
@@ -159,12 +156,13 @@ def train_stream(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    content: str | None = None,
 ) -> Stream:
     """Endless batches of `rows`, in a new order every epoch; epochs follow without a gap.
 
     Position p of the global order goes to process p mod `process_count`; what is masked follows p
-    too, so that it is another choice in every epoch. Raises ConfigError where processes do not
-    divide the batch.
+    too, so that it is another choice in every epoch. content: a digest of the rows, by which a
+    state that is restored is known. Raises ConfigError where processes do not divide the batch.
     """
     batch_size = local_size(cfg, process_count)
     order, seed = global_order(len(rows), cfg.seed)
@@ -173,7 +171,7 @@ def train_stream(
     else:
         examples = order.random_map(lambda i, rng: masked(rows[i], rng, masking), seed=seed)
     mine = batched(examples[process_index::process_count], cfg, batch_size)
-    return Stream(mine, Skips("train", len(rows)), process_count)
+    return Stream(mine, Skips("train", len(rows)), process_count, content)
 
 
 def eval_batches(

@@ -129,33 +129,48 @@ def batched(examples: grain.MapDataset, cfg: Data, batch_size: int) -> grain.Dat
 class Stream(Iterator[Batch]):
     """An endless iterator over batches whose position can be stored and restored.
 
-    `skips` counts what was unreadable. Use from one thread at a time.
+    `skips` counts what was unreadable. content: a digest of what is read, where it is known: a
+    position is one in these data alone. Use from one thread at a time.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator, skips: Skips, process_count: int):
+    def __init__(
+        self,
+        iterator: grain.DatasetIterator,
+        skips: Skips,
+        process_count: int,
+        content: str | None = None,
+    ):
         self._iterator, self.skips, self._process_count = iterator, skips, process_count
+        self._known = {"examples": skips.length} | ({"content": content} if content else {})
 
     def __next__(self) -> Batch:
         return next(self._iterator)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Where the last batch ended: the "position" in the global order, and what it belongs to.
 
         It can be written as JSON, and restored with another number of processes. It is the same on
         all processes as long as no picture was unreadable; otherwise each must keep its own.
         """
         position = self._iterator.get_state()["next_index"] * self._process_count
-        return {"position": position, "examples": self.skips.length}
+        return {"position": position, **self._known}
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Continues after the batch at which `state` was taken.
 
-        Raises ConfigError if the split then had another number of examples.
+        Raises ConfigError if the split then had another number of examples, or other content.
         """
         if state["examples"] != self.skips.length:
             raise ConfigError(
                 f"data.source: {self.skips.name} has {self.skips.length} examples, but had "
                 f"{state['examples']} when the state was saved; restore the data, or start anew"
+            )
+        known = self._known.get("content")
+        if state.get("content", known) != known:
+            raise ConfigError(
+                f"data.source: {self.skips.name} has as many examples as when the state was saved, "
+                "but other ones; restore the data and the tokenizer, or start anew in another "
+                "--workdir"
             )
         self._iterator.set_state({"next_index": state["position"] // self._process_count})
 
@@ -249,7 +264,7 @@ PATIENCE = 5.0  # seconds that closing waits for the batch that the thread is wo
 
 def prefetch(
     stream: Stream, put: Callable[[Batch], Any], depth: int
-) -> Generator[tuple[Any, dict[str, int]], None, None]:
+) -> Generator[tuple[Any, dict[str, Any]], None, None]:
     """(put(batch), the stream's state after that batch), with `depth` batches made ahead.
 
     A checkpoint that holds this state resumes with the batch after it. See `background`.

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.config import ConfigError, Data
+from train.config import ConfigError, Data, Missing
 
 Example = Mapping[str, Any]  # {"image": uint8 [h, w, c] | encoded bytes | Path, "label": int}
 Split = Sequence[Example]
@@ -83,9 +83,9 @@ def choose(cfg: Data, kinds: Mapping[str, "Kind"]) -> tuple["Kind", str]:
     return kind, argument
 
 
-def bad_source(cfg: Data, message: str) -> ConfigError:
+def bad_source(cfg: Data, message: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
     """The error for what is wrong with `data.source`."""
-    return ConfigError(f"data.source = {cfg.source!r}: {message}")
+    return kind(f"data.source = {cfg.source!r}: {message}")
 
 
 # ---- splits ----
@@ -360,7 +360,7 @@ def _not_prepared(name: str, cfg: Data) -> ConfigError:
     known = tfds.list_builders(with_community_datasets=False)
     if _tfds_name(name) in known:
         root = tfds_root(cfg.data_dir)
-        return bad_source(cfg, f"is not prepared in {root}; {_preparation(name, cfg)}")
+        return bad_source(cfg, f"is not prepared in {root}; {_preparation(name, cfg)}", Missing)
     near = difflib.get_close_matches(_tfds_name(name), known, n=3, cutoff=0.0)
     return bad_source(cfg, f"TFDS has no data set of this name; near it: {', '.join(near)}")
 
@@ -420,7 +420,7 @@ def open_folder(path: str, cfg: Data) -> Source:
 
 def _folders(root: Path, cfg: Data) -> dict[str, Path]:
     if not root.is_dir():
-        raise bad_source(cfg, f"there is no folder {root}")
+        raise bad_source(cfg, f"there is no folder {root}", Missing)
     # A folder called train that holds pictures and no folders is a class: trains.
     if not _subfolders(root / "train"):
         return {"train": root}

@@ -1,6 +1,7 @@
 """Text, opened: what `Text.open` gives to the trainer."""
 
 import contextlib
+import hashlib
 import json
 import lzma
 import os
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.config import LabelledText, Text
+from train.config import LabelledText, Text, on_disk
 from train.data import corpora, labelled, packing, tokens
 from train.data.pipeline import Batch, Skips, Stream, this_process
 from zoo.text import Tokenizer
@@ -50,7 +51,11 @@ class Dataset:
 
     def train(self) -> Stream:
         """Endless shuffled batches whose position can be stored."""
-        return packing.train_stream(self._rows("train"), self._masking, self.cfg, **this_process())
+        content = self.files.header["splits"]["train"]["sha256"]
+        rows = self._rows("train")
+        return packing.train_stream(
+            rows, self._masking, self.cfg, content=content, **this_process()
+        )
 
     def evaluate(self, split: str) -> tuple[Iterator[Batch], Skips]:
         """Every row of "validation" or "test" once, with a `mask`; no row is ever unreadable."""
@@ -82,8 +87,9 @@ class Dataset:
         return lengths
 
     def statistics(self, split: str) -> dict[str, Any]:
-        """ "documents", "bytes" (of their UTF-8), "tokens", and "sha256_of_names" of a split, one
-        name a line; with what is known of the corpus, such as the version of "python"."""
+        """ "documents", "bytes" (of their UTF-8), "tokens", "sha256_of_names" of a split, one
+        name a line, "sha256" of its token file; with what is known of the corpus, such as the
+        version of "python"."""
         return {**self.files.header["splits"][split], **self.source.facts}
 
     def compressors(self, split: str) -> dict[str, float]:
@@ -152,7 +158,9 @@ class LabelledDataset:
 
     def train(self) -> Stream:
         """Endless shuffled batches whose position can be stored."""
-        return packing.train_stream(self._rows["train"], None, self.cfg, **this_process())
+        rows = self._rows["train"]
+        content = hashlib.sha256(rows.tokens.tobytes() + rows.labels.tobytes()).hexdigest()
+        return packing.train_stream(rows, None, self.cfg, content=content, **this_process())
 
     def evaluate(self, split: str) -> tuple[Iterator[Batch], Skips]:
         """Every example of "validation" or "test" once, with a `mask`; none is ever unreadable."""
@@ -212,4 +220,4 @@ def open_text(cfg: Text) -> Dataset:
 def cache_root(cfg: Text) -> Path:
     """Where token files are kept: `data.cache`, else the user's own cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flax-zoo" / "text"
-    return Path(cfg.cache or home).expanduser()
+    return on_disk(str(cfg.cache or home), "data.cache")

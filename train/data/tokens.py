@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
+import tokenize
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from train.config import ConfigError, LabelledText, Text
+from train.config import ConfigError, LabelledText, Missing, Text, on_disk
 from train.data.corpora import SPLITS, Piece
 from train.manifest import sync
 from zoo import text as zoo_text
 
-FORMAT = 1  # of these files: part of the key
+FORMAT = 2  # of these files: part of the key
 HEADER, TOKENIZER = "header.json", "tokenizer"
 AT_ONCE = 2**22  # characters that are tokenized together
+LARGEST = 2**20  # ids of a BPE that is trained here
 LEARNED_FROM = 2**26  # bytes of the training split that a BPE is trained on
 ORDER = 0  # the seed of the order of documents, the same whatever `data.seed` is
 
@@ -104,8 +106,8 @@ def opened(folder: Path, key: Mapping[str, Any]) -> TokenFiles | None:
             return None
         files = TokenFiles(folder, header, zoo_text.load(folder / TOKENIZER))
         return files if files.splits else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, tokenize.TokenError):
+        return None  # the last two are what NumPy makes of a damaged header
 
 
 # ---- writing ----
@@ -251,8 +253,10 @@ class Writer:
         if shuffle and len(self.starts) > 1:
             starts = reorder(self.path, self.dtype, starts)
         np.save(self.path.with_suffix(".npy"), starts)
+        with self.path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
         found = {"documents": len(self.starts), "bytes": self.bytes, "tokens": self.tokens}
-        return {**found, "sha256_of_names": self.names.hexdigest()}
+        return {**found, "sha256": content, "sha256_of_names": self.names.hexdigest()}
 
 
 def reorder(path: Path, dtype: np.dtype, starts: np.ndarray) -> np.ndarray:
@@ -272,16 +276,19 @@ def reorder(path: Path, dtype: np.dtype, starts: np.ndarray) -> np.ndarray:
 
 
 def check_tokenizer(cfg: Text | LabelledText) -> None:
-    """Raises ConfigError for a `data.tokenizer` that cannot be there."""
+    """Raises ConfigError for a `data.tokenizer` that cannot be there, or cannot mask."""
+    if isinstance(cfg, Text) and cfg.mask and cfg.tokenizer == "bytes":
+        raise no_mask(cfg)
     kind, _, size = cfg.tokenizer.partition(":")
     if kind == "bpe" and not size.isdecimal():
         raise bad_tokenizer(cfg, "must have the form bpe:SIZE, such as bpe:4096")
-    if kind == "bpe" or cfg.tokenizer == "bytes":
-        return
-    if not Path(cfg.tokenizer).expanduser().exists():
-        raise bad_tokenizer(
-            cfg, "is neither bytes nor bpe:SIZE, and there is no file or directory of that name"
-        )
+    if kind == "bpe":
+        smallest = 257 + bool(getattr(cfg, "mask", 0))  # the bytes, the end of a text, the mask
+        if not smallest <= int(size) <= LARGEST:
+            raise bad_tokenizer(cfg, f"SIZE must lie between {smallest} and {LARGEST}")
+    elif cfg.tokenizer != "bytes" and not on_disk(cfg.tokenizer, "data.tokenizer").exists():
+        message = "is neither bytes nor bpe:SIZE, and there is no file or directory of that name"
+        raise bad_tokenizer(cfg, message, Missing)
 
 
 def open_tokenizer(
@@ -310,8 +317,17 @@ def _first(texts: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def bad_tokenizer(cfg: Text | LabelledText, message: str) -> ConfigError:
-    return ConfigError(f"data.tokenizer = {cfg.tokenizer!r}: {message}")
+def bad_tokenizer(
+    cfg: Text | LabelledText, message: str, kind: type[ConfigError] = ConfigError
+) -> ConfigError:
+    return kind(f"data.tokenizer = {cfg.tokenizer!r}: {message}")
+
+
+def no_mask(cfg: Text) -> ConfigError:
+    return ConfigError(
+        f"data.mask is {cfg.mask}, but the tokenizer {cfg.tokenizer!r} has no mask token: use "
+        "bpe:SIZE, which is then trained with one, or BERT's own"
+    )
 
 
 def digest(tokenizer: zoo_text.Tokenizer) -> str:

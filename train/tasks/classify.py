@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from train.config import ConfigError, Setup, Task
+from train.config import ConfigError, Images, Setup, Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Classify(Task):
     without smoothing), `accuracy` and `top5`, and draws the confusion matrix. The best checkpoint
     is that of the highest validation accuracy.
     """
+
+    takes = Images
 
     label_smoothing: float = 0.0
     mixup: float = 0.0  # α of the Beta distribution; 0: off

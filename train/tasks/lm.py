@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from train.config import ConfigError, Setup, Task
+from train.config import ConfigError, Setup, Task, Text
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class LM(Task):
     training split (`xz_seen`); and a sample, in samples.txt. The best checkpoint is that of the
     lowest validation loss.
     """
+
+    takes = Text
+    model = "decoder of text"
 
     z_loss: float = 0.0  # coefficient of log² Z; PaLM's is 1e-4
     chunk: int = 0  # tokens of a row whose logits exist at a time; 0: all, fastest where they fit
@@ -39,20 +42,20 @@ class LM(Task):
         import jax.numpy as jnp
 
         from train import language, metrics, supervised
+        from train.data import tokens
 
         data = setup.data
         if data.cfg.mask:
             raise ConfigError("data.mask hides tokens, which is for task MLM; set it to 0 for LM")
-        language.check_decoder(setup.experiment.model.name)
         model = language.create(setup, {})
 
         def quantities(forward: Any, batch: Any) -> dict[str, jax.Array]:
             scores = language.score(forward, batch, self.chunk)
             lengths = jnp.asarray(data.byte_lengths, jnp.float32)
-            known = {
-                "bits": scores["nats"] / math.log(2),
-                "bytes": lengths[jnp.maximum(batch["targets"], 0)],
-            }
+            size = lengths[jnp.maximum(batch["targets"], 0)]
+            if data.tokenizer.spelling.leading_space:  # of which the text itself has nothing
+                size -= batch["tokens"] == tokens.ends(data.tokenizer)[0]
+            known = {"bits": scores["nats"] / math.log(2), "bytes": jnp.maximum(size, 0)}
             return language.judged({**scores, **known}, batch)
 
         def beside(split: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from train.config import ConfigError, Setup, Task
+from train.config import ConfigError, Setup, Task, Text
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,13 @@ class MLM(Task):
     Batches are those of LM, the targets −1 where nothing was hidden. Reports `loss`, in nats per
     hidden token, `accuracy`, and in evaluations `perplexity`. The best checkpoint is that of the
     lowest validation loss.
+
+    The loss is the mean over the hidden tokens of what is computed together: with step.accumulate
+    or pmap each part counts the same, also where a last row hides fewer.
     """
+
+    takes = Text
+    model = "encoder of text"
 
     chunk: int = 0  # tokens of a row whose logits exist at a time; 0: all, fastest where they fit
 
@@ -33,7 +39,6 @@ class MLM(Task):
             raise ConfigError(
                 "data.mask is 0, so that nothing is hidden for task MLM to guess; BERT hides 0.15"
             )
-        language.check_encoder(setup.experiment.model.name)
         model = language.create(setup, {"head": "mlm"})
 
         def quantities(forward: Any, batch: Any) -> dict[str, jax.Array]:

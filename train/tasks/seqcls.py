@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from train.config import ConfigError, Setup, Task
+from train.config import ConfigError, LabelledText, Setup, Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,10 @@ class SequenceClassification(Task):
     evaluations without smoothing) and `accuracy`, and draws the confusion matrix. The best
     checkpoint is that of the highest validation accuracy.
     """
+
+    takes = LabelledText
+    tagging = False
+    model = "encoder of text"
 
     label_smoothing: float = 0.0
 
@@ -32,7 +36,6 @@ class SequenceClassification(Task):
         from train import evaluation, language, losses, metrics, supervised
 
         data, labels = setup.data, setup.data.labels
-        language.check_encoder(setup.experiment.model.name)
         model = language.create(setup, {"head": "sequence", "num_classes": len(labels)})
 
         def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from train.config import Setup, Task
+from train.config import LabelledText, Setup, Task
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,16 @@ class Tagging(Task):
 
     Batches are {"tokens" int32 [b, n], "lengths" int32 [b], "labels" int32 [b, n], −1 at what is no
     first token}. Reports `loss` and `accuracy` per word, and in evaluations `macro_f1`, the plain
-    mean of the F1 of all tags; draws the confusion matrix. The best checkpoint is that of the
-    highest validation macro F1.
+    mean of the F1 of the tags that the split has or the model gives; draws the confusion matrix.
+    The best checkpoint is that of the highest validation macro F1.
+
+    The loss is the mean over the words of what is computed together: with step.accumulate or pmap
+    each part counts the same, however many words it has, which is not quite the large batch.
     """
+
+    takes = LabelledText
+    tagging = True
+    model = "encoder of text"
 
     def build(self, setup: Setup) -> Any:
         # Imported here, because options are listed and checked without jax.
@@ -24,7 +31,6 @@ class Tagging(Task):
         from train import evaluation, language, losses, metrics, supervised
 
         data, labels = setup.data, setup.data.labels
-        language.check_encoder(setup.experiment.model.name)
         model = language.create(setup, {"head": "tokens", "num_classes": len(labels)})
 
         def objective(forward: Any, batch: Any, rng: jax.Array) -> Any:

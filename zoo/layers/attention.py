@@ -223,9 +223,11 @@ def read(
 
     Several tokens are the first ones: they go to rows 0 … n − 1 and see each other alone. A single
     one goes to row start [b] of its example, and sees the rows up to it; what lies behind is not
-    read, and may be anything.
+    read, and may be anything. Raises ValueError for more tokens than the cache has rows.
     """
     n, rows = q.shape[1], jnp.arange(len(q))
+    if n > cache["k"].shape[1]:
+        raise ValueError(f"{n} tokens do not fit into a cache of {cache['k'].shape[1]} rows")
     new = {"k": k.astype(cache["k"].dtype), "v": v.astype(cache["v"].dtype)}
     if n > 1:
         cache = {name: cache[name].at[:, :n].set(new[name]) for name in new}

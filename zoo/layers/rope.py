@@ -117,8 +117,9 @@ SCALINGS: dict[str, Callable[..., tuple[np.ndarray, float]]] = {
 }
 
 
-def check(scaling: tuple[Any, ...]) -> None:
-    """Raises ValueError for a scaling that is neither () nor one of `SCALINGS` with its numbers."""
+def check(scaling: tuple[Any, ...], width: int) -> None:
+    """Raises ValueError for a scaling that is neither () nor one of `SCALINGS` with its numbers,
+    and for one that divides by 0 in heads of `width` channels."""
     if not scaling:
         return
     kind, *numbers = scaling
@@ -131,3 +132,8 @@ def check(scaling: tuple[Any, ...]) -> None:
         raise ValueError(
             f"rotary scaling {kind!r} takes positive numbers, {', '.join(wanted)}; not {numbers}"
         )
+    named = dict(zip(wanted, numbers, strict=True))
+    if kind == "llama3" and not named["low"] < named["high"]:
+        raise ValueError(f"rotary scaling 'llama3' goes from low to high turns; not {numbers}")
+    if kind == "dynamic" and width <= 2:
+        raise ValueError(f"rotary scaling 'dynamic' needs heads of more than {width} channels")

@@ -130,7 +130,9 @@ class GPT(nn.Module):
             raise ValueError(f"{n} tokens are more than the context of {c.context}: cut the text")
         table = self.param("positions", nn.initializers.normal(0.02), (c.context, c.width))
         x = self.embed(tokens)
-        return x + jnp.broadcast_to(table[positions], x.shape)
+        # A position beyond the table is NaN, where an index alone would take the last row.
+        rows = table.at[positions].get(mode="fill", fill_value=jnp.nan)
+        return x + jnp.broadcast_to(rows, x.shape)
 
 
 class Block(nn.Module):

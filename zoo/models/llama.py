@@ -52,7 +52,7 @@ class Config:
     @property
     def channels(self) -> int:
         """c, of one head."""
-        return self.head_width or self.width // self.heads
+        return self.width // self.heads if self.head_width is None else self.head_width
 
     def check(self) -> None:
         """Raises ValueError for values that do not fit together."""
@@ -60,11 +60,11 @@ class Config:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads of queries cannot share {self.kv_heads} of keys")
-        if self.channels % 2:
+        if self.channels < 2 or self.channels % 2:
             raise ValueError(f"heads of {self.channels} channels are not pairs that could turn")
         if self.window is not None and self.window < 1:
             raise ValueError(f"a window of {self.window} keys shows nothing: 1 or more, or None")
-        rope.check(self.scaling)
+        rope.check(self.scaling, self.channels)
 
 
 class Llama(nn.Module):

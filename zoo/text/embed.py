@@ -1,8 +1,9 @@
 """Texts as vectors, and words for the gaps in them: what an encoder answers without being trained.
 
-Both functions know a model as `apply(variables, tokens int32 [b, n], lengths int32 [b])` alone, of
-`lengths` tokens a row are real. Texts are padded to few lengths and always to `batch` rows, so that
-a function is compiled once for each of these lengths; give the same `apply` again, and not at all.
+Both functions know a model as `apply(variables, tokens int32 [b, n], lengths int32 [b])`, of which
+`lengths` tokens a row are real, and returns hidden states [b, n, d]. Texts are padded to few
+lengths and always to `batch` rows, so that a program is compiled once for each of these lengths;
+give the same `apply` again, and not at all.
 
 b batch · n tokens · d width · v vocabulary · m gaps.
 """
@@ -15,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.buckets import bucket
 from zoo.text.errors import TokenizerError
 from zoo.text.tokenizer import Tokenizer
 
 Apply = Callable[[Any, jax.Array, jax.Array], jax.Array]
-SHORTEST = 16  # tokens of a row: shorter ones cost as much
+Head = Callable[[Any, jax.Array], jax.Array]
 
 
 def embed(
@@ -34,8 +36,8 @@ def embed(
     context: int | None = None,
     vocab: int | None = None,
 ) -> np.ndarray:
-    """float32 [texts, d]: the mean of what `apply` returns, hidden states [b, n, d], over the
-    tokens of each text, special ones among them.
+    """float32 [texts, d]: the mean of the hidden states over the tokens of each text, special ones
+    among them.
 
     normalise: to a length of 1, so that products are cosines. length: cut texts to so many tokens.
     context, vocab: the model's limits.
@@ -44,7 +46,7 @@ def embed(
     """
     ids = encoded(tokenizer, texts, vocab, special_text=False)
     ids = ids if length is None else [cut(tokenizer, row, length) for row in ids]
-    check_lengths(ids, context)
+    check_lengths(ids, context, f"cut it, or say length={context}")
     found: dict[int, np.ndarray] = {}
     for places, tokens, lengths in batches(tokenizer, ids, batch, context):
         vectors = np.asarray(_mean(apply, normalise)(variables, tokens, lengths))
@@ -54,6 +56,7 @@ def embed(
 
 def fill_mask(
     apply: Apply,
+    head: Head,
     variables: Any,
     tokenizer: Tokenizer,
     texts: Sequence[str],
@@ -64,7 +67,8 @@ def fill_mask(
     vocab: int | None = None,
 ) -> list[list[list[tuple[str, float]]]]:
     """For each text, for each mask in it, the `top` likeliest tokens with their probabilities;
-    tokens as the vocabulary writes them. `apply` returns logits [b, n, v].
+    tokens as the vocabulary writes them. head: (variables, hidden […, d]) → logits […, v]; it is
+    for the gaps alone, since of all tokens it may cost more than the model.
 
     context, vocab: the model's limits.
     Raises ValueError for no texts, for one without a mask, for one longer than the context and for
@@ -80,7 +84,7 @@ def fill_mask(
     if not 1 <= top <= len(tokens_known):
         raise ValueError(f"top={top}, but the tokenizer has 1 to {len(tokens_known)} tokens")
     ids = encoded(tokenizer, texts, vocab, special_text=True)
-    check_lengths(ids, context)
+    check_lengths(ids, context, "cut it")
     gaps = [[at for at, i in enumerate(row) if i == mask] for row in ids]
     for place, found in enumerate(gaps):
         if not found:
@@ -90,7 +94,7 @@ def fill_mask(
     answers: dict[int, list[list[tuple[str, float]]]] = {}
     for places, tokens, lengths in batches(tokenizer, ids, batch, context):
         at = padded([gaps[place] for place in places], batch)
-        guess = _likeliest(apply, top)(variables, tokens, lengths, at, tokens_known)
+        guess = _likeliest(apply, head, top)(variables, tokens, lengths, at, tokens_known)
         shares, likeliest = map(np.asarray, guess)
         for row, place in enumerate(places):
             answers[place] = [
@@ -101,14 +105,17 @@ def fill_mask(
 
 
 @lru_cache
-def applied(model: Any, method: str | None = None) -> Apply:
-    """A Linen encoder as both functions know it, by a method or as it is called; the same one for
+def applied(model: Any) -> tuple[Apply, Head]:
+    """A Linen encoder with methods `hidden` and `logits` as both functions know it; the same for
     the same model, so that nothing is compiled again."""
 
     def apply(variables: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        return model.apply(variables, tokens, lengths=lengths, method=method)
+        return model.apply(variables, tokens, lengths=lengths, method="hidden")
 
-    return apply
+    def head(variables: Any, hidden: jax.Array) -> jax.Array:
+        return model.apply(variables, hidden, method="logits")
+
+    return apply, head
 
 
 @lru_cache(8)
@@ -126,14 +133,14 @@ def _mean(apply: Apply, normalise: bool) -> Callable[..., jax.Array]:
 
 
 @lru_cache(8)
-def _likeliest(apply: Apply, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _likeliest(apply: Apply, head: Head, top: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     def run(
         variables: Any, tokens: jax.Array, lengths: jax.Array, at: jax.Array, known: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """(probabilities, ids), [b, m, top], at the places `at` [b, m] of each row; of the ids that
         are `known`, since vocabularies of models may be padded."""
-        logits = jnp.take_along_axis(apply(variables, tokens, lengths), at[:, :, None], axis=1)
-        shares = jax.nn.softmax(logits.astype(jnp.float32))
+        hidden = jnp.take_along_axis(apply(variables, tokens, lengths), at[:, :, None], axis=1)
+        shares = jax.nn.softmax(head(variables, hidden).astype(jnp.float32))
         best, index = jax.lax.top_k(shares[:, :, known], top)
         return best, known[index]
 
@@ -163,14 +170,14 @@ def cut(tokenizer: Tokenizer, row: list[int], length: int) -> list[int]:
     return kept[0, mask[0]].tolist()
 
 
-def check_lengths(ids: Sequence[Sequence[int]], context: int | None) -> None:
+def check_lengths(ids: Sequence[Sequence[int]], context: int | None, hint: str) -> None:
     for place, row in enumerate(ids):
         if not row:
             raise ValueError(f"text {place} has no tokens: leave it out")
         if context is not None and len(row) > context:
             raise ValueError(
                 f"text {place} has {len(row)} tokens, more than the model's context of {context}: "
-                "cut it"
+                f"{hint}"
             )
 
 
@@ -189,12 +196,6 @@ def batches(
             rows = [ids[place] for place in places] + [[0]] * (batch - len(places))
             tokens, real = tokenizer.pad(rows, n, pad=tokenizer.specials.pad or 0)
             yield places, tokens, real.sum(axis=1, dtype=np.int32)
-
-
-def bucket(count: int, limit: int | None) -> int:
-    """The power of two that so many tokens are padded to, from 16 on, at most the limit."""
-    size = max(SHORTEST, 1 << (count - 1).bit_length())
-    return size if limit is None else min(size, limit)
 
 
 def padded(rows: Sequence[Sequence[int]], count: int) -> np.ndarray:

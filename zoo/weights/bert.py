@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from zoo.models.bert import Config
 from zoo.weights.convert import DENSE, SAME, TIE, Format, Row, WeightsError, dense
-from zoo.weights.facts import check_depth, choice, hf_classes, labels
+from zoo.weights.facts import check_depth, choice, hf_classes, labels, number
 from zoo.weights.hub import Tag
 
 logger = logging.getLogger("zoo")
@@ -134,7 +134,7 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     kind = choice(facts, "model_type", {name: name for name in MODEL_TYPES}, "bert")
     check_depth(tensors, facts)
     classes = hf_classes(tensors, facts, "classifier.bias", "classifier.out_proj.bias")
-    offset = 1 + facts.get("pad_token_id", 1) if kind == "roberta" else 0
+    offset = 1 + number(facts, "pad_token_id", 1) if kind == "roberta" else 0
     head, pooler = (
         _head(tensors, facts),
         _has(tensors, "pooler.dense.bias", "classifier.dense.bias"),

@@ -20,6 +20,15 @@ def choice(facts: Mapping[str, Any], key: str, known: Mapping[Any, Any], default
     return known[value]
 
 
+def number(facts: Mapping[str, Any], key: str, default: Any, *, least: float = 0) -> Any:
+    """What a key states, or the default. Raises WeightsError for what is no number, such as null,
+    and for one below the least."""
+    value = facts.get(key, default)
+    if type(value) not in (int, float) or not value >= least:
+        raise WeightsError(f"config.json: {key} is {value!r}, not a number of {least} or more")
+    return value
+
+
 def size(value: int | list[int]) -> int | tuple[int, ...]:
     """A side or (height, width), as JSON has it."""
     return value if isinstance(value, int) else tuple(value)
@@ -103,11 +112,15 @@ def write_facts(config: Any) -> dict[str, Any]:
 
 
 def check_depth(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Raises WeightsError where `config.json` speaks of another number of layers than the tensors
-    are of: a wrong one may be so large that nothing could be built."""
+    """`check_layers` of an encoder's tensors."""
     numbers = (re.search(r"encoder\.layer\.(\d+)\.", name) for name in tensors)
     found = len({number[1] for number in numbers if number})
-    stated = facts.get("num_hidden_layers", 12)
+    check_layers(facts.get("num_hidden_layers", 12), found)
+
+
+def check_layers(stated: Any, found: int) -> None:
+    """Raises WeightsError where `config.json` speaks of another number of layers than the tensors
+    are of: a wrong one may be so large that nothing could be built."""
     if stated != found:
         raise WeightsError(f"config.json: {stated} layers, but the tensors are of {found}")
 
@@ -123,7 +136,8 @@ def hf_classes(tensors: Mapping[str, Any], facts: Mapping[str, Any], *heads: str
             f"config.json: architectures is {promised}, but the file has no classifier; "
             "fetch it again, or name the class of the base model there"
         )
-    labels = len(facts["id2label"]) if "id2label" in facts else facts.get("num_labels", classes)
+    names = facts.get("id2label")
+    labels = facts.get("num_labels", classes) if names is None else len(names)
     if classes and labels != classes:
         raise WeightsError(f"config.json: {labels} labels, but the classifier has {classes}")
     return classes

@@ -17,7 +17,7 @@ from zoo.weights.convert import (
     names,
     split,
 )
-from zoo.weights.facts import choice, count
+from zoo.weights.facts import check_layers, choice, count
 from zoo.weights.hub import Tag
 
 logger = logging.getLogger("zoo")
@@ -85,9 +85,7 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     for key, value in FIXED.items():
         choice(facts, key, {value: value}, value)
     width, depth = facts.get("n_embd", 768), facts.get("n_layer", 12)
-    found = count(tensors, "transformer.h.{}.ln_1.weight")
-    if depth != found:
-        raise WeightsError(f"config.json: {depth} layers, but the tensors are of {found}")
+    check_layers(depth, count(tensors, "transformer.h.{}.ln_1.weight"))
     rate, embedded = (facts.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop"))
     if rate != embedded:
         logger.warning("dropout: %s everywhere, though after the embeddings %s", rate, embedded)
@@ -111,8 +109,8 @@ def hf_flax_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Conf
 
 def hf_facts(config: Config, card: Any) -> dict[str, Any]:
     gelus = {"tanh": "gelu_new", "erf": "gelu"}
-    # GPT-2's <|endoftext|>, which transformers assumes unless told otherwise.
-    end = 50256 if config.vocab > 50256 else None
+    # <|endoftext|> of GPT-2's vocabulary, which transformers assumes of any unless told otherwise.
+    end = 50256 if config.vocab == 50257 else None
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

@@ -6,7 +6,7 @@ from typing import Any
 
 from zoo.models.llama import Config
 from zoo.weights.convert import TIE, Format, Row, WeightsError, dense
-from zoo.weights.facts import choice, count
+from zoo.weights.facts import check_layers, choice, count, number
 from zoo.weights.hub import Tag
 
 SCAN_START = 0
@@ -61,12 +61,20 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
     for key, value in FIXED.items():
         choice(facts, key, {value: value, None: value}, value)
     facts = {**DEFAULTS[kind], **facts}
-    heads = facts["num_attention_heads"]
+    heads = number(facts, "num_attention_heads", None, least=1)
+    tied = facts.get("tie_word_embeddings", False)
+    if not tied and "lm_head.weight" not in tensors:
+        raise WeightsError(
+            "lm_head.weight is missing: a base model has no head, and its embeddings are none "
+            f"where tie_word_embeddings is false; load what {CLASSES[kind]}ForCausalLM saved"
+        )
     base, scaling = rotary(facts)
+    found = count(tensors, "model.layers.{}.mlp.up_proj.weight")
+    check_layers(facts["num_hidden_layers"], found)
     return Config(
         vocab=facts["vocab_size"],
         width=facts["hidden_size"],
-        depth=depth(tensors, facts),
+        depth=facts["num_hidden_layers"],
         heads=heads,
         kv_heads=facts["num_key_value_heads"] or heads,
         mlp=facts["intermediate_size"],
@@ -76,26 +84,17 @@ def hf_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
         head_width=head_width(facts),
         epsilon=facts.get("rms_norm_eps", 1e-6),
         qkv_bias=kind == "qwen2",
-        tied=facts.get("tie_word_embeddings", False),
+        tied=tied,
         window=WINDOWS[kind](facts),
     )
 
 
-def depth(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
-    """Raises WeightsError where `config.json` speaks of another number of layers than the tensors
-    are of: a wrong one may be so large that nothing could be built."""
-    found, stated = count(tensors, "model.layers.{}.mlp.up_proj.weight"), facts["num_hidden_layers"]
-    if stated != found:
-        raise WeightsError(
-            f"config.json: num_hidden_layers is {stated}, but the tensors are of {found} layers"
-        )
-    return found
-
-
 def head_width(facts: Mapping[str, Any]) -> int | None:
     """None where it is what the width and the heads say."""
-    stated = facts.get("head_dim")
-    return None if stated == facts["hidden_size"] / facts["num_attention_heads"] else stated
+    if facts.get("head_dim") is None:
+        return None
+    stated, width = (number(facts, key, None, least=1) for key in ("head_dim", "hidden_size"))
+    return None if stated * facts["num_attention_heads"] == width else stated
 
 
 # Rotary frequencies. transformers 5 has them as `rope_parameters`, base and scaling together; those
@@ -124,12 +123,23 @@ def rotary(facts: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
         choice(stated, key, {value: value}, value)
     if unknown := sorted(stated.keys() - FORM - set(keys)):
         raise WeightsError(f"config.json: rope_type {kind!r} knows no {', '.join(unknown)}")
-    implied = {**UNSAID, ORIGINAL: facts["max_position_embeddings"]}
-    numbers = {**implied, "attention_factor": attention(stated), **stated}
+    for key in stated.keys() & {*keys, "mscale", "mscale_all_dim"}:
+        number(stated, key, None)
+    numbers = {**UNSAID, "attention_factor": attention(stated), **stated}
+    numbers[ORIGINAL] = original(kind, stated, facts)
     if missing := [key for key in keys if key not in numbers]:
         raise WeightsError(f"config.json: rope_type {kind!r} lacks {', '.join(missing)}")
-    base = float(stated.get("rope_theta", facts.get("rope_theta", 10_000.0)))
+    base = float(number({**facts, **stated}, "rope_theta", 10_000.0, least=1))
     return base, (kind, *(numbers[key] for key in keys)) if keys else ()
+
+
+def original(kind: str, stated: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+    """The length before the scaling, as transformers 5 finds it: one beside the scaling comes
+    before one in it, and a dynamic scaling begins at the context whatever is stated."""
+    context = facts["max_position_embeddings"]
+    if kind == "dynamic":
+        return context
+    return facts.get(ORIGINAL) or stated.get(ORIGINAL, context)
 
 
 def attention(stated: Mapping[str, Any]) -> float:
@@ -213,6 +223,9 @@ def hf_facts(config: Config, card: Any) -> dict[str, Any]:
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.epsilon,
         "tie_word_embeddings": config.tied,
+        # Not known here: a tokenizer has them, and transformers would assume 1 and 2.
+        "bos_token_id": None,
+        "eos_token_id": None,
         **rotary_facts(config),
         **window_facts(kind, config),
     }
