@@ -25,8 +25,9 @@ and the export: peak memory 8.2 GB (resident, /usr/bin/time -v); 2 cores (x86-64
 Python 3.13, jax 0.12.0.1, other work beside it:
 
     python -m train gpt2_124m --init.from WEIGHTS --data.source 'text:WORKS/*_gut.txt'
-        --data.tokenizer gpt2.tiktoken --data.split position --data.holdout 0.001 --data.batch-size 4
-        --step.precision float32 --steps 2 --evaluate-every 2 --optim.warmup 1 --task.sample 20
+        --data.tokenizer gpt2.tiktoken --data.split position --data.holdout 0.001
+        --data.batch-size 4 --step.precision float32 --steps 2 --evaluate-every 2
+        --optim.warmup 1 --task.sample 20
 """
 
 from train.config import Experiment, Model, Optim, Step, Text

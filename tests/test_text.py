@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import zoo
 from zoo import text
 from zoo.text import chat, families
 from zoo.text.spelling import BYTE_CHARS, CHAR_BYTES
@@ -1014,3 +1015,19 @@ def test_text_needs_no_jax_and_zoo_needs_no_tokenizers():
     )
     root = str(Path(__file__).parent.parent)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+@pytest.mark.parametrize("source", ["", "model", "model/model.safetensors"])
+def test_the_tokenizer_beside_weights_is_found_as_the_weights_are(source, tmp_path):
+    """In a run's workdir, in the folder of its model, beside the file."""
+    (tmp_path / "checkpoints").mkdir()
+    trained = text.train_bpe(["to be or not to be"] * 3, 260)
+    trained.save(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").touch()
+    assert zoo.tokenizer(tmp_path / source).encode("to be") == trained.encode("to be")
+
+
+def test_where_there_is_no_tokenizer_that_is_told(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(text.TokenizerError, match=str(tmp_path)):
+        zoo.tokenizer(tmp_path / "model.safetensors")

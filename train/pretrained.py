@@ -18,7 +18,7 @@ import numpy as np
 
 import zoo
 from train import log
-from train.config import ConfigError, Init, on_disk
+from train.config import ConfigError, Init
 from train.state import State, Task
 from zoo import registry, tree
 from zoo import text as zoo_text
@@ -73,20 +73,17 @@ def load(source: str, revision: str | None, wanted: Any) -> tuple[Any, dict[str,
 
 def check_tokenizer(init: Init, ours: Any) -> None:
     """Raises ConfigError where a tokenizer lies beside the weights whose ids stand for other texts:
-    the embeddings would be those of other tokens. Files of another form may say the same. Of what
-    is on the hub the tokenizer is not known here."""
-    path = on_disk(str(init.source), "--init.from")
-    if ours is None or not path.exists():
+    the embeddings would be those of other tokens. Files of another form may say the same."""
+    if ours is None:
         return
-    folder = path if path.is_dir() else path.parent
     try:
-        theirs = zoo_text.load(folder)
+        theirs = zoo.tokenizer(str(init.source), revision=init.revision)
     except zoo_text.TokenizerError:  # weights alone
         return
     if theirs.spelling.pieces != ours.spelling.pieces:
         raise ConfigError(
-            f"--init.from {init.source} has another tokenizer than the data; give "
-            f"--data.tokenizer {folder}"
+            f"--init.from {init.source} has another tokenizer than the data; give its folder as "
+            f"--data.tokenizer {init.source}"
         )
 
 

@@ -4,7 +4,7 @@
     variables = zoo.init(model, jax.random.key(0))
     model, variables = zoo.load("microsoft/resnet-50")
     logits = model.apply(variables, images)
-    [story] = zoo.generate(model, variables, "Once upon", tokenizer=tokenizer)
+    [story] = zoo.generate(model, variables, "Once upon", tokenizer=zoo.tokenizer("gpt2"))
 
 These are small doors: each imports what it needs when it is called, and `import zoo` is instant.
 """
@@ -31,6 +31,7 @@ __all__ = [
     "list_models",
     "load",
     "save",
+    "tokenizer",
 ]
 
 
@@ -135,6 +136,17 @@ def save(
     from zoo.weights import store
 
     store.save(model, variables, Path(directory), format, card)
+
+
+def tokenizer(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Any:
+    """The `zoo.text.Tokenizer` beside the weights that `load` takes from the same source, or of a
+    tokenizer's own file. Raises `zoo.text.TokenizerError` where there is none."""
+    from zoo import text
+    from zoo.weights import hub
+
+    path = hub.fetch(source, revision=revision, token=token)
+    is_weights = path.is_file() and path.suffix in hub.SUFFIXES
+    return text.load(path.parent if is_weights else path)
 
 
 def card(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Card:

@@ -172,16 +172,13 @@ def add_generate(commands: Any) -> None:
 
 def generate(options: argparse.Namespace) -> str:
     """Prints the continuation while it is written; beams only when they are done."""
-    from zoo import text
     from zoo.weights import hub
 
     # The last line's end is the shell's, not the prompt's.
     piped = options.prompt == "-"
     prompt = sys.stdin.read().removesuffix("\n") if piped else options.prompt
     path = hub.fetch(options.model, revision=options.revision, token=options.token)
-    folder = path if path.is_dir() else path.parent
-    tokenizer = text.load(folder)
-    model, variables = zoo.load(path)
+    tokenizer, (model, variables) = zoo.tokenizer(path), zoo.load(path)
     prompts: Any = [prompt]
     if options.chat:
         turns = [{"role": "user", "content": prompt}]
@@ -190,7 +187,7 @@ def generate(options: argparse.Namespace) -> str:
         prompts = [[tokenizer.specials.eos]]  # from nothing
     chosen = {key: getattr(options, key) for key in (name.replace("-", "_") for name in SAMPLING)}
     given = {key: value for key, value in chosen.items() if value is not None}
-    stop = [*options.stop, *_ends(folder)]
+    stop = [*options.stop, *_ends(path if path.is_dir() else path.parent)]
     streamed = given.get("beams", 1) == 1
     stream = (lambda _, piece: print(piece, end="", flush=True)) if streamed else None
     [found] = zoo.generate(

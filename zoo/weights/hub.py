@@ -138,6 +138,7 @@ WEIGHTS = (  # the first that is there; `formats.read` finds those without a sta
     "*.msgpack",
     "*.npz",
 )
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".msgpack", ".npz")
 TRAINING = re.compile("(optimizer|scheduler|scaler|trainer|training|rng_state|random_state).*")
 
 
