@@ -2,7 +2,7 @@
 
     python -m train llama_stdlib
 
-Data, tokenizer and reports are those of gpt_stdlib. Two heads of keys and values serve six of
+Data, tokenizer, optimizer and reports are those of gpt_stdlib. Two heads of keys and values serve six of
 queries, and the head is tied to the embeddings.
 
 Result: not yet run.
@@ -16,18 +16,11 @@ def experiment() -> Experiment:
     sizes = {"width": 192, "depth": 4, "heads": 6, "kv_heads": 2, "mlp": 512, "context": 256}
     return Experiment(
         model=Model("smollm2_135m", {**sizes, "base": 10_000.0}),
-        data=Text(source="stdlib", tokenizer="bpe:2048", length=256, batch_size=8, threads=0),
+        data=Text(source="stdlib", tokenizer="bpe:4096", length=256, batch_size=8, threads=0),
         task=LM(prompt="def "),
         optim=Optim(
-            "adamw",
-            lr=3e-3,
-            warmup=100,
-            final=0.05,
-            b2=0.98,
-            weight_decay=0.1,
-            decay=(r".*kernel", r"embed/embedding"),
-            clip=1.0,
+            "muon", lr=0.02, schedule="linear", warmup=50, b2=0.95, weight_decay=0.1, clip=1.0
         ),
-        steps=2000,
-        evaluate_every=500,
+        steps=1000,
+        evaluate_every=250,
     )
