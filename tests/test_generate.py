@@ -487,11 +487,11 @@ ERRORS = {
     "text without a tokenizer": ({"prompts": "a", "tokenizer": None}, "only a tokenizer makes ids"),
     "a prompt above the context": (
         {"prompts": "a" * 129},
-        "129 tokens, and the context of 128 no room for 1 more",
+        "129 tokens, and the context of 128 has no room for 1 more",
     ),
     "no room": (
         {"prompts": "a" * 65, "max_new_tokens": 64},
-        "65 tokens, and the context of 128 no room for 64 more",
+        "65 tokens, and the context of 128 has no room for 64 more",
     ),
     "a stop of no kind": ({"stop": 0.5}, "stop is 0.5: give a string, a token id"),
     "a stop of bytes": ({"stop": [b"x"]}, "stop is b'x': give a string"),

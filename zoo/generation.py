@@ -355,8 +355,8 @@ def _checked(ids: list[Any], number: int, decoder: Decoder, needed: int) -> list
             )
     if len(ids) + needed > decoder.context:
         raise ValueError(
-            f"prompt {number} has {len(ids)} tokens, and the context of {decoder.context} no room "
-            f"for {needed} more: shorten it, or lower max_new_tokens"
+            f"prompt {number} has {len(ids)} tokens, and the context of {decoder.context} has no "
+            f"room for {needed} more: shorten it, or lower max_new_tokens"
         )
     return [int(one) for one in ids]
 
