@@ -30,8 +30,8 @@ def evaluator(quantities: Quantities, metric: Metric, draw: Draw) -> Evaluate:
         for batch in batches:
             total = add(total, variables, batch)
         found = metric.compute(jax.device_get(total))
-        pictures = draw(found)
-        return found, pictures
+        drawn = draw(found)
+        return found, drawn
 
     return evaluate
 
