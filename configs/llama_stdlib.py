@@ -2,8 +2,8 @@
 
     python -m train llama_stdlib
 
-Data, tokenizer, optimizer and reports are those of gpt_stdlib. Two heads of keys and values serve six of
-queries, and the head is tied to the embeddings.
+Data, tokenizer, optimizer and reports are those of gpt_stdlib. Two heads of keys and values serve
+six of queries, and the head is tied to the embeddings.
 
 Result: not yet run.
 """

@@ -439,7 +439,7 @@ def prepare_tfds(folder, features, splits):
                 return {split: enumerate(some) for split, some in splits.items()}
 
             def _generate_examples(self):
-                raise NotImplementedError  # as TFDS does for files without random access
+                raise NotImplementedError  # TFDS wants one; the splits above are made
 
     TinyTexts(data_dir=folder, file_format="array_record").download_and_prepare()
 

@@ -35,8 +35,8 @@ class Decoder(NamedTuple):
 
 @lru_cache
 def decoder(model: Any, empty_cache: Callable[..., Any]) -> Decoder:
-    """Of a Linen module with methods `remember` and `logits`; the same one for the same arguments, so
-    that nothing is compiled again."""
+    """Of a Linen module with methods `remember` and `logits`; the same one for the same arguments,
+    so that nothing is compiled again."""
 
     def remember(variables: Any, tokens: jax.Array, cache: Any, lengths: jax.Array) -> Any:
         return model.apply(variables, tokens, cache, lengths=lengths, method="remember")
