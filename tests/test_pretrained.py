@@ -414,7 +414,6 @@ NOWHERE = {  # what is given, PLACE being a folder of the test → parts of the 
     "PLACE/none": "PLACE/none: there is no such file",
     "./none": "./none: there is no such file",
     "tests/golden/none": "there is no such file",
-    "PLACE/run": "is the workdir of a run; its weights are in PLACE/run/model",
 }
 
 
@@ -423,8 +422,6 @@ def test_a_path_that_is_not_there_is_refused_before_anything_is_written(
     source, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(Path(__file__).parents[1])
-    for part in ("model", "checkpoints"):
-        (tmp_path / "run" / part).mkdir(parents=True)
     monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("the run began"))
     given = source.replace("PLACE", str(tmp_path))
     assert main(["resnet_digits", "--workdir", str(tmp_path / "new"), "--init.from", given]) == 2

@@ -50,7 +50,7 @@ class Init:
     revision: str | None = None  # of a hub id: a branch, tag or commit
 
     def check(self) -> None:
-        """Raises ConfigError for a path that is not there, or that holds a run and no weights.
+        """Raises ConfigError for a path that is not there.
 
         Not a part of `check(experiment)`: a run that goes on no longer needs what it began with.
         """
@@ -61,11 +61,6 @@ class Init:
                 "--init.from is empty: give a path, a hub id or a tag, or leave it out"
             )
         path = on_disk(self.source, "--init.from")
-        if (path / "model").is_dir() and (path / "checkpoints").is_dir():
-            raise ConfigError(
-                f"--init.from {self.source} is the workdir of a run; its weights are in "
-                f"{path / 'model'}"
-            )
         # owner/name and owner/name/file may be on the hub.
         inside = len(path.parts) > 2 and Path(path.parts[0]).is_dir()
         local = path.is_absolute() or self.source.startswith(".") or inside

@@ -6,7 +6,7 @@ what the task does not predict.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from train.config import ConfigError, Setup, short_context
 from train.data import tokens
 from train.metrics import Metric
 from train.state import Batch, State
-from zoo import registry, tree
+from zoo import registry
 
 Scores = dict[str, jax.Array]
 SEEN = ("segments", "positions", "lengths")  # keys of a batch that say what a token may see
@@ -131,15 +131,13 @@ def sampler(
             f"task.prompt has {len(start) - 1} tokens, but the context of the model is "
             f"{model.config.context}; {way}"
         )
-    writer = model.clone(config=replace(model.config, layers="loop"))  # as a cache needs it
     options = {"max_new_tokens": min(count, room), "temperature": TEMPERATURE, "seed": 0}
 
     def sample(state: State) -> dict[str, str]:
         variables = parallel.whole(state.variables())
         if jax.process_index() > 0:
             return {}
-        variables = tree.unstacked(variables)
-        [written] = zoo.generate(writer, variables, [start], tokenizer=tokenizer, **options)
+        [written] = zoo.generate(model, variables, [start], tokenizer=tokenizer, **options)
         return {"samples": prompt + written.text}
 
     return sample
