@@ -225,6 +225,19 @@ def compare(
     }
 
 
+def assert_seen(case: Case, where: str) -> None:
+    """Of a fault that was planted: the comparison fails, and names that part first; "" is for a
+    checkpoint that does not load."""
+    try:
+        check_case(case)
+    except (AssertionError, ValueError) as error:
+        story = str(error)
+    else:
+        raise AssertionError("the comparison does not see the fault")
+    differs = "differs from the reference" if where else "the checkpoint and the model differ"
+    assert f"{differs}:\n{where}" in story, story
+
+
 def plant(
     monkeypatch: pytest.MonkeyPatch, fault: tuple[ModuleType, str, str], *users: ModuleType
 ) -> None:
