@@ -8,7 +8,29 @@ of byte-level BPE, trained on the training split. Each evaluation prints the bit
 held-out files beside what zlib, xz, and xz after the training split need for them, and writes a
 sample to validation_samples.txt.
 
-Result: not yet run.
+Result, bits per byte of the 28 test files (439,132 bytes; 0.31 of the tokens guessed), beside zlib
+2.049, xz 1.776, and xz after the training text 1.464:
+
+    steps   seeds   bits per byte                          seconds of training
+    1,000   3       1.466 ± 0.004 (1.463, 1.470, 1.465)    584, 569, 568
+    2,500   1       1.306                                  2,808, on a machine that others used
+
+on 2 cores (x86-64, no accelerator), Python 3.13.0, jax 0.12.0.1, compilation included, with
+
+    for s in 0 1 2; do
+        python -m train gpt_stdlib --seed $s --data.seed $s --workdir runs/stdlib-$s
+    done
+    python -m train gpt_stdlib --steps 2500 --evaluate-every 500 --workdir runs/stdlib-long
+
+gpt_stdlib.png beside this file has the curves of the long run. SHA-256 of the names of the files,
+one a line: train 7fd7646f…, validation 15f45a7d…, test 3603643a… (zlib, xz and these belong to
+Python 3.13.0: `data.statistics` and `data.compressors` tell those of another). After "def " the
+long run wrote (its own double quotes are single here)
+
+    def fast_int(c):
+        '''Averalic meaning over a time the functional-compatin Based format, likely
+        another time.  For time, return seconds, it is, and the matheaps of
+        Id its minimulator, and higher case is not None.
 """
 
 from train.config import Experiment, Model, Optim, Text
