@@ -8,7 +8,7 @@ of byte-level BPE, trained on the training split. Each evaluation prints the bit
 held-out files beside what zlib, xz, and xz after the training split need for them, and writes a
 sample to validation_samples.txt.
 
-Result, bits per byte of the 28 test files (439,132 bytes; 0.31 of the tokens guessed), beside zlib
+Result: bits per byte of the 28 test files (439,132 bytes; 0.31 of the tokens guessed), beside zlib
 2.049, xz 1.776, and xz after the training text 1.464:
 
     steps   seeds   bits per byte                          seconds of training
