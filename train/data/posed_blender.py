@@ -1,0 +1,128 @@
+"""Transforms files: NeRF-synthetic's, instant-ngp's and nerfstudio's.
+
+    transforms_{train,val,test}.json    camera_angle_x, and frames that have file_path and
+                                        transform_matrix
+    transforms.json                     the same, whose frames are in no split; fl_x fl_y cx cy w h
+                                        k1 k2 k3 p1 p2 for all frames or for one; aabb_scale
+
+Matrices lead from the camera, OpenGL's, to the world. Angles are in radians, lenses in pixels.
+`distance_file_path` is our own: a .npy file of true distances along the unit ray.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config import ConfigError, Data, on_disk
+from train.data.colmap import PARAMETERS
+from train.data.posed_views import (
+    Found,
+    Lens,
+    View,
+    around,
+    check_folder,
+    in_cube,
+    number,
+    rigid,
+)
+from train.data.sources import EXTENSIONS
+
+STORED = {
+    "train": "transforms_train.json",
+    "validation": "transforms_val.json",
+    "test": "transforms_test.json",
+}
+TOGETHER = "transforms.json"
+MODELS = ("OPENCV", *PARAMETERS)  # what camera_model may be: zeros in the distortion say the rest
+OTHER_LENSES = ("is_fisheye", "k4", "k5", "k6")  # where they are not 0
+
+
+def check(path: str, cfg: Data) -> None:
+    """Raises ConfigError unless a file is there."""
+    check_folder(path, cfg, STORED["train"], TOGETHER)
+
+
+def read(path: str, factor: int) -> Found:
+    """The views of all files. Where `aabb_scale` or `camera_angle_x` is stated, the scene lies in
+    instant-ngp's cube, as NeRF-synthetic's do; else where the cameras look."""
+    root = on_disk(path, "data.source")
+    files = {name: root / file for name, file in STORED.items() if (root / file).is_file()}
+    if "train" not in files:
+        files = {"": root / TOGETHER}
+    said = {name: read_json(path) for name, path in files.items()}
+    views = [view for name in files for view in frames(files[name], said[name], name)]
+    (where, first), *_ = zip(files.values(), said.values(), strict=True)
+    if {"aabb_scale", "camera_angle_x"} & first.keys():
+        lies = in_cube(number(first, "aabb_scale", str(where), 1.0, above=0))
+    else:
+        lies = around(np.stack([view.pose for view in views]), np.empty((0, 3)))
+    return Found(views, *lies, factor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(said, dict) or not isinstance(said.get("frames"), list) or not said["frames"]:
+        raise ConfigError(f"{path} has no frames: a list with file_path and transform_matrix each")
+    return said
+
+
+def frames(path: Path, said: Mapping[str, Any], split: str) -> list[View]:
+    """The views of a file. What a frame says of its lens goes before what the file says."""
+    views = []
+    for i, frame in enumerate(said["frames"]):
+        where = f"{path}, frames[{i}]"
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise ConfigError(f"{where} has no file_path, the name of its picture")
+        name, distance = frame["file_path"], frame.get("distance_file_path")
+        where = f"{where} ({name})"
+        # NeRF-synthetic leaves the ending out.
+        name = name if name.lower().endswith(EXTENSIONS) else f"{name}.png"
+        pose = rigid(frame.get("transform_matrix"), where)
+        lens = partial(lens_of, {**said, **frame}, where)
+        known = path.parent / distance if isinstance(distance, str) else None
+        views.append(View(where, path.parent / name, pose, lens, split, known))
+    return views
+
+
+def lens_of(said: Mapping[str, Any], where: str, size: tuple[int, int]) -> Lens:
+    """The lens of a frame whose picture has `size` (width, height) pixels."""
+    others = [key for key in OTHER_LENSES if said.get(key)]
+    if others or said.get("camera_model", "OPENCV") not in MODELS:
+        raise ConfigError(
+            f"{where} has {others[0] if others else said['camera_model']}, but only the camera "
+            f"models {', '.join(MODELS)} are read, with k1, k2, k3, p1, p2: undistort the pictures"
+        )
+    width = number(said, "w", where, size[0], above=0)
+    height = number(said, "h", where, size[1], above=0)
+    centre = (number(said, "cx", where, width / 2), number(said, "cy", where, height / 2))
+    distortion = tuple(number(said, key, where, 0.0) for key in ("k1", "k2", "k3", "p1", "p2"))
+    return Lens(width, height, focal_lengths(said, where, width, height), centre, distortion)
+
+
+def focal_lengths(
+    said: Mapping[str, Any], where: str, width: float, height: float
+) -> tuple[float, float]:
+    """In pixels, along x and y: fl_x and fl_y, else from the angles of view. Pixels are square
+    where only one is stated."""
+    if "fl_x" in said:
+        x = number(said, "fl_x", where, above=0)
+        return x, number(said, "fl_y", where, x, above=0)
+    if "camera_angle_x" not in said:
+        raise ConfigError(
+            f"{where}: neither camera_angle_x nor fl_x is stated, for it or for all: add the "
+            "angle of view in radians, or the focal length in pixels"
+        )
+    angle = number(said, "camera_angle_x", where, above=0, below=math.pi)
+    x = width / 2 / math.tan(angle / 2)
+    if "camera_angle_y" not in said:
+        return x, x
+    angle = number(said, "camera_angle_y", where, above=0, below=math.pi)
+    return x, height / 2 / math.tan(angle / 2)
