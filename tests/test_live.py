@@ -1,7 +1,7 @@
 """Exports in the hands of the reference libraries, where those are installed beside JAX.
 
     pip install torch==2.13.0 transformers==5.23.0                        (Python 3.11)
-    pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31            (another environment)
+    pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0      (another)
 
 What they load has no missing and no unexpected name, equals what was saved bit for bit, and
 computes the same; what they save loads here as the model it was.
@@ -22,7 +22,7 @@ import zoo
 from tests.checkpoints import assert_same, random_variables
 from tests.golden.fill import image, tokens
 from tests.golden.replay import HERE, difference
-from zoo.models import bert, dinov2, gpt, llama, resnet, resnetv2, vit
+from zoo.models import bert, clip, dinov2, gpt, llama, resnet, resnetv2, siglip, vit
 
 # Their warnings are theirs; ours are errors everywhere else.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,14 +114,15 @@ def positive(variables):
     """Variances are, and kernels are kept from growing what they are given."""
     stats = variables.get("batch_stats", {})
     squared = jax.tree.map(lambda x: np.square(x) + 1, stats)
-    small = jax.tree.map(lambda x: x / np.float32(np.sqrt(x[..., 0].size)), variables["params"])
+    fans = jax.tree.map(lambda x: np.float32(np.prod(x.shape[:-1])), variables["params"])
+    small = jax.tree.map(lambda x, fan: x / np.sqrt(fan), variables["params"], fans)
     return {**variables, "params": small, **({"batch_stats": squared} if stats else {})}
 
 
-def assert_equal_tensors(model, directory: Path, files=None):
+def assert_equal_tensors(model, directory: Path, files=None, file=FILE):
     """A torch model has the tensors of the file, by name and bit for bit."""
     theirs = {name: x.numpy() for name, x in (files or model.state_dict()).items()}
-    ours = load_file(directory / FILE)
+    ours = load_file(directory / file)
     assert theirs.keys() == ours.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(theirs[name], array, err_msg=name, strict=True)
@@ -235,3 +236,115 @@ def test_torchvision_loads_what_we_save(name, torchvision, tmp_path):
     theirs.load_state_dict({n: torch.from_numpy(x) for n, x in file.items()}, strict=True)
     assert_equal_tensors(theirs, tmp_path)
     assert_equal_outputs(ours, theirs, variables)
+
+
+# Pairs of towers.
+
+
+ODD_CLIP = replace(clip.TINY, width=30, heads=3, mlp=49, gelu="erf", end="id", eos=7)
+CLIP_RESNET = replace(
+    clip.TINY, patch=32, width=4, heads=4, depth=0, mlp=0, stages=(1, 2, 1, 3), image_size=64
+)
+PAIRS = {
+    "CLIPModel": (clip, clip.TINY),
+    "CLIPModel, odd": (clip, replace(ODD_CLIP, epsilon=1e-3, in_channels=1)),
+    "SiglipModel": (siglip, siglip.TINY),
+    "SiglipModel, odd": (siglip, replace(siglip.TINY, gelu="erf", image_size=36, epsilon=1e-3)),
+}
+OPEN_CLIP = {"vit": clip.TINY, "vit, odd": replace(ODD_CLIP, image_size=(32, 16))}
+OPEN_CLIP |= {"resnet": CLIP_RESNET}
+
+
+def assert_equal_pairs(ours, variables, theirs):
+    """Within 1e-4 on the same random pictures and texts. theirs: (pixels, ids), torch's, → both
+    embeddings and all logits."""
+    import torch
+
+    specs = zoo.example(ours, 2)
+    pictures = image("live", specs["image"].shape)
+    texts = tokens("live", specs["tokens"].shape, 0, ours.config.vocab)
+    pixels = torch.from_numpy(pictures).movedim(-1, 1).contiguous()
+    with torch.no_grad():
+        expected = theirs(pixels, torch.from_numpy(texts).long())
+
+    @jax.jit
+    def run(variables):
+        of_image, of_text, _ = ours.apply(variables, image=pictures, tokens=texts)
+        logits = ours.apply(variables, of_image, of_text, method="similarity")
+        return of_image, of_text, logits
+
+    for found, wanted in zip(run(variables), expected, strict=True):
+        assert difference(found, wanted.numpy()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_transformers_loads_the_towers_that_we_save_and_the_other_way_round(name, common, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
+    ours, variables = saved(*PAIRS[name], tmp_path / "ours", "hf")
+    cls = getattr(transformers, name.partition(",")[0])
+    theirs, loading = cls.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert_equal_tensors(theirs, tmp_path / "ours", common.saved(theirs))
+
+    def run(pixels, ids):
+        found = common.transformers_pairs(theirs.eval(), pixels, input_ids=ids)
+        return found["image"], found["text"], found["logits"]
+
+    assert_equal_pairs(ours, variables, run)
+    theirs.save_pretrained(tmp_path / "theirs")
+    loaded_model, loaded = zoo.load(tmp_path / "theirs")
+    again, _ = zoo.load(tmp_path / "ours")
+    assert loaded_model.config == again.config
+    assert_same(loaded, variables)
+
+
+@pytest.fixture
+def open_clip(common):
+    if importlib.util.find_spec("open_clip") is None:  # importing it would import torchvision
+        pytest.skip("pip install torchvision==0.28.0 open-clip-torch==3.3.0")
+    common.import_torchvision()
+    return importlib.import_module("open_clip")
+
+
+def open_clip_outputs(theirs):
+    def run(pixels, ids):
+        of_image, of_text, scale = theirs.eval()(pixels, ids)
+        return of_image, of_text, scale * of_image @ of_text.T
+
+    return run
+
+
+@pytest.mark.parametrize("name", OPEN_CLIP)
+def test_open_clip_loads_what_we_save_and_the_other_way_round(name, open_clip, tmp_path):
+    import torch
+
+    ours, variables = saved(clip, OPEN_CLIP[name], tmp_path / "ours", "openai")
+    source = f"local-dir:{tmp_path / 'ours'}"
+    theirs = open_clip.create_model(source)
+    assert_equal_tensors(theirs, tmp_path / "ours", file="open_clip_model.safetensors")
+    assert_equal_pairs(ours, variables, open_clip_outputs(theirs))
+    (tmp_path / "theirs").mkdir()
+    torch.save(theirs.state_dict(), tmp_path / "theirs" / "open_clip_pytorch_model.bin")
+    push = importlib.import_module("open_clip.push_to_hf_hub")
+    config = tmp_path / "theirs" / "open_clip_config.json"
+    push.save_config_for_hf(theirs, config, open_clip.get_model_config(source))
+    loaded_model, loaded = zoo.load(tmp_path / "theirs")
+    again, _ = zoo.load(tmp_path / "ours")
+    assert loaded_model.config == again.config
+    assert_same(loaded, variables)
+
+
+def test_open_clip_resizes_positions_as_we_do(open_clip, tmp_path):
+    import torch
+
+    saved(clip, clip.TINY, tmp_path, "openai")
+    sizes = {"force_image_size": (48, 24), "force_context_length": 19}
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}", **sizes)
+    ours, variables = zoo.load(tmp_path, image_size=(48, 24), context=19)
+
+    def run(pixels, ids):  # it takes texts of the whole context alone
+        return open_clip_outputs(theirs)(
+            pixels, torch.nn.functional.pad(ids, (0, 19 - ids.shape[1]))
+        )
+
+    assert_equal_pairs(ours, variables, run)

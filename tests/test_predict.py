@@ -219,6 +219,12 @@ READ = {  # preprocessor_config.json, model_type → size, crop, interpolation, 
         "resnet",
         (224, 0.875, "bicubic", "crop"),
     ),
+    "google/siglip-base-patch16-224": (
+        {"image_processor_type": "SiglipImageProcessor", "size": {"height": 224, "width": 224}}
+        | {"resample": 3, "do_normalize": True, "rescale_factor": 0.00392156862745098},
+        "siglip",
+        (224, 1.0, "bicubic", "squash"),
+    ),
     "no class": ({"size": {"shortest_edge": 384}}, "resnet", (384, 1.0, "bicubic", "squash")),
     "fast": (
         {"image_processor_type": "ViTImageProcessorFast", "size": {"height": 96, "width": 160}},

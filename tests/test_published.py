@@ -9,6 +9,7 @@ request 1989); `num_batches_tracked` beside a ResNet's statistics."""
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,13 +17,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 import zoo
 from tests.checkpoints import assert_same, random_variables
 from tests.hub_server import stand_in
 from zoo import registry, tree
-from zoo.card import Card
+from zoo.card import OPENAI, Card, Preprocess
+from zoo.text import families
 from zoo.weights import convert, store
+from zoo.zeroshot import tokenise
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {page: f"{page.removesuffix('v2')}_manifests.json" for page in ("resnet", "resnetv2")}
@@ -62,6 +67,22 @@ PUBLISHED = [  # hub id, library of the manifest, its name there, our variant, t
 IDS = [row[0] for row in PUBLISHED]
 EXPORTED = [  # and what is published elsewhere
     *PUBLISHED,
+    (
+        "openai/clip-vit-base-patch32",
+        "transformers",
+        "openai/clip-vit-base-patch32",
+        "clip_b32",
+        "hf",
+    ),
+    ("timm/vit_base_patch32_clip_224.openai", "open_clip", "ViT-B-32", "clip_b32", "openai"),
+    ("timm/resnet50_clip.openai", "open_clip", "RN50", "clip_rn50", "openai"),
+    (
+        "google/siglip-base-patch16-224",
+        "transformers",
+        "google/siglip-base-patch16-224",
+        "siglip_b16",
+        "hf",
+    ),
     ("torchvision/resnet50", "torchvision", "resnet50", "resnet50", "torchvision"),
     ("torchvision/resnet18", "torchvision", "resnet18", "resnet18", "torchvision"),
     (
@@ -115,9 +136,9 @@ def counting(name, shape):
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def add(name, tensors, facts):
+    def add(name, tensors, facts, more=None):
         write_sparse(tmp_path / "model.safetensors", tensors)
-        files = {"model.safetensors": tmp_path / "model.safetensors"}
+        files = {"model.safetensors": tmp_path / "model.safetensors", **(more or {})}
         if facts:
             files["config.json"] = json.dumps(facts).encode()
         return stand_in(tmp_path / "hub", name, files)
@@ -154,8 +175,12 @@ def test_a_published_checkpoint_loads_by_its_name_at_full_size(
     expected = zoo.create(variant, num_classes=model.config.num_classes)
     for field in ("patch", "width", "depth", "heads", "depths", "widths", "image_size"):
         assert getattr(model.config, field, None) == getattr(expected.config, field, None)
-    leaves = tree.flatten(variables)
     rows = store.table(page).FORMATS[format].rows(model.config)
+    assert_counted(tree.flatten(variables), rows, tensors)
+
+
+def assert_counted(leaves, rows, tensors):
+    """The vectors of a sparse file are where the table says; all is float32."""
     checked = 0
     for row in rows:
         if isinstance(row.foreign, str) and isinstance(row.ours, str) and row.ours in leaves:
@@ -166,6 +191,100 @@ def test_a_published_checkpoint_loads_by_its_name_at_full_size(
                 checked += 1
     assert checked > 20
     assert {str(leaf.dtype) for leaf in leaves.values()} == {"float32"}
+
+
+def clip_tokenizer():
+    """The files of a small tokenizer of CLIP's kind."""
+    merges = "\n".join(["#version: 0.2", "a t</w>", "c at</w>"])
+    with tempfile.TemporaryDirectory() as folder:
+        families.clip_merges(merges).save(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def siglip_tokenizer():
+    """The files of a small tokenizer of SigLIP's kind."""
+    pieces = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>", "▁a", "▁cat")]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    ends = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    backend.post_processor = ends
+    facts = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64}
+    facts |= {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    files = {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(facts)}
+    return {name: content.encode() for name, content in files.items()}
+
+
+CLIP_PICTURES = (
+    {
+        "crop_size": 224,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": list(OPENAI["mean"]),
+        "image_std": list(OPENAI["std"]),
+        "resample": 3,
+        "size": 224,
+    },
+    Preprocess(224, 1.0, "bicubic", **OPENAI, convention="transformers"),
+)
+SIGLIP_PICTURES = (
+    {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "SiglipImageProcessor",
+        "image_std": [0.5] * 3,
+        "processor_class": "SiglipProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 224, "width": 224},
+    },
+    Preprocess(224, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3, "squash", "transformers"),
+)
+# Hub id → our variant, positions of each tower, what older files say otherwise, how pictures are
+# prepared (their file, what it means), and the files of a tokenizer.
+PAIRS = {
+    "openai/clip-vit-base-patch32": (
+        "clip_b32",
+        {"text": 77, "vision": 50},
+        {"text_config": {"bos_token_id": 0, "eos_token_id": 2}},
+        CLIP_PICTURES,
+        clip_tokenizer,
+    ),
+    "google/siglip-base-patch16-224": (
+        "siglip_b16",
+        {"text": 64, "vision": 196},
+        {"text_config": {"bos_token_id": 49406, "eos_token_id": 49407}},
+        SIGLIP_PICTURES,
+        siglip_tokenizer,
+    ),
+}
+
+
+@pytest.mark.parametrize("source", PAIRS)
+def test_a_published_pair_of_towers_loads_by_its_name_with_all_that_it_needs(source, hub):
+    """With what older files have too: numbers of positions, and ids that the tokenizer has not."""
+    variant, positions, changes, pictures, tokenizer = PAIRS[source]
+    page = registry.entry(variant).page
+    tensors, facts = manifest(page, "transformers", source)
+    for tower, ids in changes.items():
+        facts[tower] |= ids
+    for tower, length in positions.items():
+        tensors[f"{tower}_model.embeddings.position_ids"] = ((1, length), "int64")
+    processor, expected = pictures
+    texts = {"preprocessor_config.json": json.dumps(processor).encode()}
+    hub(source, tensors, facts, texts | tokenizer())
+    model, variables = zoo.load(source)
+    assert model.config == zoo.create(variant).config
+    rows = store.table(page).FORMATS["hf"].rows(model.config)
+    assert_counted(tree.flatten(variables), rows, tensors)
+    assert zoo.card(source).preprocess == expected
+    tokens = tokenise(zoo.tokenizer(source), ["a cat", "a " * 100], model.config.context)
+    assert tokens.shape == (2, model.config.context) and tokens.dtype == np.int32
+    assert tokens[1, -1] == zoo.tokenizer(source).specials.eos
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ from typing import Any, Literal, get_args
 from zoo.spec import Size
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+OPENAI = {  # of CLIP's pictures
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # PIL's numbers
 Mode = Literal["crop", "squash"]
 Convention = Literal["zoo", "transformers", "timm"]
@@ -98,8 +102,8 @@ def _tuples(value: Any) -> Any:
 def stated(
     facts: Mapping[str, Any], processor: Mapping[str, Any], readme: str = ""
 ) -> dict[str, Any]:
-    """The card's fields that a repository's `config.json` (Hugging Face's or timm's),
-    `preprocessor_config.json` and README state, and no others.
+    """The card's fields that a repository's `config.json` (Hugging Face's or timm's) or
+    `open_clip_config.json`, `preprocessor_config.json` and README state, and no others.
 
     What `Preprocess` cannot represent is None, with the reason among the notes.
     """
@@ -111,6 +115,8 @@ def stated(
     try:
         if timm:
             known["preprocess"] = _timm(timm)
+        elif "preprocess_cfg" in facts:
+            known["preprocess"] = _open_clip(facts["preprocess_cfg"], facts["model_cfg"])
         elif processor:
             known["preprocess"] = _transformers(processor, facts.get("model_type", ""))
     except Unrepresentable as reason:
@@ -158,19 +164,36 @@ def _timm(cfg: Mapping[str, Any]) -> Preprocess:
     )
 
 
+def _open_clip(cfg: Mapping[str, Any], model: Mapping[str, Any]) -> Preprocess:
+    """What is absent is as in its PreprocessCfg (open_clip/transform.py); torchvision resizes."""
+    modes: dict[str, Mode] = {"shortest": "crop", "squash": "squash"}
+    mode, size = cfg.get("resize_mode", "shortest"), model["vision_cfg"].get("image_size", 224)
+    if mode not in modes:
+        raise Unrepresentable(f"open_clip_config.json: resize_mode {mode!r} pads the picture")
+    interpolation = cfg.get("interpolation", "bicubic")
+    if interpolation not in RESAMPLING:
+        raise Unrepresentable(f"open_clip_config.json: interpolation is {interpolation!r}")
+    mean, std = (tuple(cfg.get(key, OPENAI[key])) for key in ("mean", "std"))
+    side: Any = size if isinstance(size, int) else tuple(size)
+    return Preprocess(side, 1.0, interpolation, mean, std, modes[mode], convention="timm")
+
+
 # Image processors by the beginning of their class's name: what each does where its file is silent.
 PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "ViT": {"resample": 2, "side": "square"},
     "DeiT": {"resample": 3, "side": "square", "do_center_crop": True},
     "Bit": {"resample": 3, "side": "shortest_edge", "do_center_crop": True},
     "CLIP": {"resample": 3, "side": "shortest_edge", "do_center_crop": True},
+    "Siglip": {"resample": 3, "side": "square"},
     "ConvNext": {"resample": 3, "side": "crop_pct", "crop_pct": 224 / 256},
 }
 MODEL_PROCESSORS = {  # for files that name no class
+    "clip": "CLIP",
     "vit": "ViT",
     "deit": "DeiT",
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
+    "siglip": "Siglip",
     "resnet": "ConvNext",
 }
 SQUASHED = 384  # from this size on a ConvNext processor squashes, and keeps everything in the cut

@@ -18,14 +18,14 @@ Draw = Callable[[np.random.Generator, Shape], np.ndarray]
 def fill(name: str, shape: Shape) -> np.ndarray:
     """The tensor that a file calls `name`: float32 (a batch counter is int64) of this shape.
 
-    The first row of `KINDS` that matches the whole name decides; else a vector is the scale of a
-    norm, N(1, 0.1), and anything else a kernel [out, in, …], N(0, 1 / √fan-in) with the fan-in
+    The first row of `KINDS` that matches the whole name decides; else a vector or a number is a
+    scale, N(1, 0.1), and anything else a kernel [out, in, …], N(0, 1 / √fan-in) with the fan-in
     taken over all axes but the first (but the last in Flax's layout). N(mean, standard deviation)
     throughout.
     """
-    default = scale if len(shape) == 1 else kernel
+    default = scale if len(shape) < 2 else kernel
     draw = next((draw for pattern, draw in KINDS if re.fullmatch(pattern, name)), default)
-    return draw(_generator(name), shape)
+    return np.asarray(draw(_generator(name), shape))
 
 
 def image(case: str, shape: Shape) -> np.ndarray:
@@ -83,8 +83,10 @@ KINDS: tuple[tuple[str, Draw], ...] = (
     (r".*(running_var|_riv_0)", variance),
     (r".*(running_mean|_rm_0)", small),
     (r".*(bias|_b_0)", small),
+    (r".*patch_embedding\.weight", kernel),
     (r".*(embeddings?|embed_tokens|wte|wpe)\.weight", embedding),
     (r"(.*[./])?((cls|mask|reg|register|dist|distillation)_tokens?|cls)", embedding),
+    (r"(.*\.)?(class|positional)_embedding", embedding),
     (r"(.*[./])?pos(ition)?_embed(ding)?s?", embedding),
     (r".*/embedding", embedding),
     (r".*/kernel", linen_kernel),

@@ -6,7 +6,8 @@ None of the references is the tokenizers library: tiktoken (Rust, its own), open
 SimpleTokenizer (Python; without its repair of texts by ftfy and HTML), sentencepiece (C++), and the
 slow tokenizers of transformers 4 (Python), in Python 3.11 with
 
-    pip install tiktoken==0.14.0 sentencepiece==0.2.3 transformers==4.57.6 open-clip-torch==3.3.0
+    pip install tiktoken==0.14.0 sentencepiece==0.2.3 protobuf==7.36.2 transformers==4.57.6
+    pip install open-clip-torch==3.3.0
 
 gpt2.tiktoken lies in the sdist of openai-whisper 20250625, the merges in open-clip-torch; both are
 others' and are not copied. The small vocabularies here are trained on this project's own sources.
@@ -230,6 +231,35 @@ def bert(texts: Sequence[str], lower: bool) -> dict[str, Any]:
     }
 
 
+def siglip(texts: Sequence[str]) -> dict[str, Any]:
+    """Ids as the published vocabulary has them: 0 pads, 1 ends a text, 2 is unknown."""
+    import sentencepiece
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([text.lower() for text in corpus(texts) if "\0" not in text]),
+            model_prefix=f"{folder}/spiece",
+            model_type="unigram",
+            vocab_size=VOCABULARY,
+            normalization_rule_name="identity",
+            character_coverage=0.98,  # the rest is unknown
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+        slow = transformers.SiglipTokenizer(f"{folder}/spiece.model")
+        pieces = slow.sp_model
+        return {
+            "versions": versions("transformers", "sentencepiece"),
+            "ids": [slow(text)["input_ids"] for text in texts],
+            "vocab": [[pieces.id_to_piece(i), pieces.get_score(i)] for i in range(len(pieces))],
+        }
+
+
 def versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
@@ -264,6 +294,7 @@ def main() -> None:
         "llama": llama,
         "bert": partial(bert, lower=True),
         "bert_cased": partial(bert, lower=False),
+        "siglip": siglip,
     }
     write("strings", texts)
     for name, record in kinds.items():

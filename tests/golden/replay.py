@@ -86,13 +86,13 @@ class Case:
     @property
     def inputs(self) -> dict[str, jax.Array]:
         """What a model takes, by keyword: text, or images, and for a masked model what of them is
-        hidden."""
+        hidden; a pair of towers takes both."""
         text = {key: x for key, x in self.recorded.items() if key.startswith("inputs/")}
-        if text:
-            return {key.removeprefix("inputs/"): jnp.asarray(x) for key, x in text.items()}
+        text = {key.removeprefix("inputs/"): jnp.asarray(x) for key, x in text.items()}
+        images = {"image": self.image} if "image" in self.meta else {}
         masked = "mask" in self.recorded
         mask = {"mask": jnp.asarray(self.recorded["mask"])} if masked else {}
-        return {"image": self.image, **mask}
+        return {**images, **mask, **text}
 
     def model(self) -> Any:
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in self.meta["config"].items()}
@@ -149,7 +149,7 @@ def measure_evaluation(case: Case) -> list[Measured]:
     @jax.jit
     def run(variables: Any, inputs: Any) -> tuple[jax.Array, Any]:
         output, seen = model.apply(variables, **inputs, capture_intermediates=True)
-        return output, seen["intermediates"]
+        return outputs(case, model, variables, output), seen["intermediates"]
 
     output, seen = run(case.variables(model), case.inputs)
     seen = {path.removesuffix("/__call__/0"): value for path, value in tree.flatten(seen).items()}
@@ -161,12 +161,23 @@ def measure_evaluation(case: Case) -> list[Measured]:
             error = difference(REDUCTIONS[kind](value), recorded[key])
             found.append(Measured("hidden states", key, error))
     assert found, f"{case.name} holds no hidden state"
-    (name,) = OUTPUTS & recorded.keys()
-    return [*found, Measured("output", name, difference(output, recorded[name]))]
+    returned = ((name, difference(x, recorded[name])) for name, x in output.items())
+    return [*found, *(Measured("output", *row) for row in returned)]
 
 
 REDUCTIONS = {"hidden": lambda x: x, "mean": lambda x: x.mean((1, 2))}
 OUTPUTS = {"logits", "representation"}  # of a model with and without classes
+
+
+def outputs(case: Case, model: Any, variables: Any, output: Any) -> dict[str, jax.Array]:
+    """What a model returns, by the name that it was recorded under. Of a pair of towers that is
+    both embeddings, the logits of the pairs that belong together, and those of all."""
+    if not hasattr(model, "similarity"):
+        (name,) = OUTPUTS & case.recorded.keys()
+        return {name: output}
+    image, text, pairs = output
+    logits = model.apply(variables, image, text, method="similarity")
+    return {"image": image, "text": text, "pairs": pairs, "logits": logits}
 
 
 def measure_training(case: Case) -> list[Measured]:
@@ -174,13 +185,13 @@ def measure_training(case: Case) -> list[Measured]:
     model, recorded = case.model(), case.recorded
     variables = case.variables(model)
     labels = jnp.asarray(recorded["labels"], jnp.int32)
+    loss_from = LOSSES[case.meta.get("loss", "entropy")]
 
     def loss_of(params: Any, others: Any, inputs: Any) -> tuple[jax.Array, Any]:
         both = {"params": params, **others}
-        logits, moved = model.apply(both, **inputs, train=True, mutable=list(others))
-        right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        entropy = jax.nn.logsumexp(logits, axis=-1) - right
-        return entropy.mean(where=labels >= 0), (logits, moved)
+        output, moved = model.apply(both, **inputs, train=True, mutable=list(others))
+        logits = outputs(case, model, both, output)["logits"]
+        return loss_from(logits, labels), (logits, moved)
 
     step = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     others = {name: leaves for name, leaves in variables.items() if name != "params"}
@@ -197,6 +208,26 @@ def measure_training(case: Case) -> list[Measured]:
         for kind, found in kinds.items()
         for name, error in found.items()
     ]
+
+
+def entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean over the labels that are not −1."""
+    right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return (jax.nn.logsumexp(logits, axis=-1) - right).mean(where=labels >= 0)
+
+
+def softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of pictures and texts, both ways: CLIP, figure 3."""
+    return (entropy(logits, labels) + entropy(logits.T, labels)) / 2
+
+
+def sigmoid(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Each pair by itself: SigLIP, equation 1."""
+    signs = 2 * jax.nn.one_hot(labels, logits.shape[1]) - 1
+    return -jax.nn.log_sigmoid(signs * logits).sum(axis=1).mean()
+
+
+LOSSES = {"entropy": entropy, "softmax": softmax, "sigmoid": sigmoid}
 
 
 def foreign(rows: Sequence[convert.Row], ours: Mapping[str, Any]) -> dict[str, np.ndarray]:

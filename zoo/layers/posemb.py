@@ -15,11 +15,14 @@ Grid = tuple[int, int]  # rows, columns
 
 
 def cut(image: jax.Array, patch: int, channels: int) -> jax.Array:
-    """[b, H, W, channels] → [b, H/p, W/p, p, p, channels].
+    """[b, H, W, channels] → [b, H/p, W/p, p, p, channels]. Raises what `check_image` raises."""
+    check_image(image, patch, channels)
+    return rearrange(image, "b (h p) (w q) c -> b h w p q c", p=patch, q=patch)
 
-    Raises ValueError for another number of axes or channels, or a side that is no multiple of the
-    patch.
-    """
+
+def check_image(image: jax.Array, patch: int, channels: int) -> None:
+    """Raises ValueError for another number of axes or channels, or a side that is no multiple of
+    the patch."""
     if image.ndim != 4:
         raise ValueError(f"image has shape {image.shape}, but this model takes [b, H, W, channels]")
     _, height, width, found = image.shape
@@ -37,7 +40,6 @@ def cut(image: jax.Array, patch: int, channels: int) -> jax.Array:
             f"image {height}×{width} is not a multiple of patch {patch}; "
             f"resize to {below} or {above}"
         )
-    return rearrange(image, "b (h p) (w q) c -> b h w p q c", p=patch, q=patch)
 
 
 def prepend(tokens: Sequence[jax.Array], x: jax.Array) -> jax.Array:
@@ -68,6 +70,21 @@ def resize_grid(grid: jax.Array, wanted: Grid, kernel: str) -> jax.Array:
     grid32 = jnp.asarray(grid, jnp.float32)
     resized = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, grid32, precision="highest")
     return resized.astype(grid.dtype)
+
+
+def stretch(positions: jax.Array, length: int) -> jax.Array:
+    """Positions of a text, [n, d] → [length, d], computed in float32.
+
+    Of fewer the first are kept, so that a text that fits is seen as before. More are interpolated
+    linearly, as by torch's `interpolate(mode="linear", align_corners=False)` in open_clip.
+    """
+    held = len(positions)
+    if length <= held:
+        return positions[:length]
+    points = centres(held, length).clip(0, held - 1)
+    weights = (1 - abs(points[:, None] - np.arange(held))).clip(0).astype(np.float32)
+    stretched = jnp.dot(weights, positions.astype(jnp.float32), precision="highest")
+    return stretched.astype(positions.dtype)
 
 
 def bicubic(held: int, wanted: int) -> np.ndarray:

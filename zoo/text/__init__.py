@@ -10,7 +10,7 @@ or WordPiece. What is trained or loaded is saved beside weights and comes back b
 
 from zoo.text.byte import ByteTokenizer
 from zoo.text.errors import TokenizerError
-from zoo.text.families import from_tiktoken, train_bpe
+from zoo.text.families import from_tiktoken, train_bpe, train_words
 from zoo.text.files import load
 from zoo.text.tokenizer import Specials, Stream, Tokenizer
 
@@ -23,4 +23,5 @@ __all__ = [
     "from_tiktoken",
     "load",
     "train_bpe",
+    "train_words",
 ]

@@ -11,7 +11,8 @@ EOS = "<|endoftext|>"
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0 to 255 are the bytes of UTF-8, 256 is the end of a text; `vocab_size` 257.
+    """Ids 0 to 255 are the bytes of UTF-8, 256 is the end of a text; `vocab_size` 257. With
+    `add_eos_token` in its config it ends each text.
 
     Nothing in a text is a special token: "<|endoftext|>" is thirteen bytes.
     Bytes are written "A" where they are visible ASCII, else "<0x0A>".
@@ -29,7 +30,8 @@ class ByteTokenizer(Tokenizer):
         return _IDS.get(token)
 
     def _encode(self, texts: list[str], add_special: bool, parse_special: bool) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+        end = [256] if add_special and self.config.get("add_eos_token") else []
+        return [[*text.encode(), *end] for text in texts]
 
     def _token(self, index: int) -> str:
         return _TOKENS[index]

@@ -4,9 +4,11 @@ are older than `tokenizer.json`.
 GPT-2 (Radford et al., 2019): bytes as characters, words by a pattern, merges in order of rank.
 RoBERTa: GPT-2's with <s> and </s> around a text. CLIP: lower case, words end in "</w>".
 BERT (Devlin et al., 2018): words and punctuation, each the longest pieces that are known.
+SigLIP: SentencePiece's likeliest pieces (Unigram) of lower-case texts without punctuation.
 """
 
 import base64
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,9 @@ CLIP_SPACE = r"[\s\x1c-\x1f]+"  # to Python, the separators of files and records
 CLIP_MERGES = 48_894
 CLIP_LENGTH = 77
 GPT2_RANKS = 50_256
+# What SigLIP leaves out of a text, and what is space to it: SentencePiece's sign of a space, too.
+SIGLIP_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+SIGLIP_SPACE = r"[\s\x1c-\x1f▁]+"
 
 Vocabulary = Mapping[str, int]
 Merges = Sequence[tuple[str, str]]
@@ -52,12 +57,14 @@ def train_bpe(
     specials: Sequence[str] = (EOS,),
     pattern: str | None = None,
     min_frequency: int = 2,
+    closed: bool = False,
 ) -> Subword:
     """A byte-level BPE of one's own text: the 256 bytes, merges, then the special tokens.
 
     texts: each a str, or a Path to a UTF-8 file. vocab_size: of all ids. specials: the first ends
     a text (eos). pattern: a regular expression of words, which no merge crosses; None is GPT-2's.
-    min_frequency: how often a pair must be there to be merged.
+    min_frequency: how often a pair must be there to be merged. closed: whether the eos is put
+    after each text.
     The same texts give the same tokenizer. Raises TokenizerError for what is no text, and where the
     texts have too few pairs for that many ids.
     """
@@ -77,7 +84,8 @@ def train_bpe(
     )
     backend.train_from_iterator(_contents(texts), trainer)
     backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
-    tokenizer = Subword(backend, {"eos_token": specials[0]} if specials else {"eos_token": None})
+    facts = {"eos_token": specials[0] if specials else None}
+    tokenizer = Subword(backend, {**facts, "add_eos_token": True} if closed else facts)
     if tokenizer.vocab_size < vocab_size:
         raise TokenizerError(
             f"these texts give a vocabulary of {tokenizer.vocab_size}, not {vocab_size}: give more "
@@ -86,9 +94,32 @@ def train_bpe(
     return tokenizer
 
 
+WORDS = r"[\w'’-]+|[^\w\s]"  # and each sign by itself
+MOST_WORDS = 2**20
+
+
+def train_words(texts: Iterable[str | Path], *, eos: str = EOS) -> Subword:
+    """Every word of the texts as a token, in lower case, and a sign of punctuation as one.
+
+    Ids: [PAD], [UNK] for words that were not there, the words from the most frequent on (at most
+    MOST_WORDS), and last `eos`, which it puts after each text. Raises TokenizerError for what is no
+    text.
+    """
+    backend = Backend(models.WordLevel(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=MOST_WORDS, special_tokens=["[PAD]", "[UNK]"], show_progress=False
+    )
+    backend.train_from_iterator(_contents(texts), trainer)
+    backend.add_special_tokens([AddedToken(eos, special=True)])
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": eos}
+    return Subword(backend, {**roles, "add_eos_token": True})
+
+
 def _contents(texts: Iterable[str | Path]) -> Iterator[str]:
     if isinstance(texts, str | Path):
-        raise TokenizerError("train_bpe takes several texts or paths: give it a list")
+        raise TokenizerError("a tokenizer learns from several texts or paths: give it a list")
     for text in texts:
         yield utf8(text) if isinstance(text, Path) else check_text(text)
 
@@ -265,6 +296,40 @@ def _halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | N
         parts[at : at + 2] = [joined[at]]
     left, right = parts
     return left, right
+
+
+# Unigram.
+
+
+def canonical(backend: Backend, config: Mapping[str, Any]) -> Backend:
+    """Of a `tokenizer.json` beside which `tokenizer_config.json` names SiglipTokenizer: one that
+    changes texts first as that class does (transformers 4.57.6, `canonicalize_text`, after that of
+    big_vision's prompt_engineering.py): without ASCII punctuation, of single spaces, none at the
+    ends, and in lower case where `do_lower_case`. Any other stays as it is; so does one that does
+    so already, and one of T5's class, before which open_clip changes the texts itself.
+
+    Differs from that class: white space before the first word leaves no token of its own, as in
+    the authors' tokenizer, and a sigma that ends a word is lower-cased as any other."""
+    named = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    if named != "SiglipTokenizer":
+        return backend
+    lower = [normalizers.Lowercase()] if config.get("do_lower_case", True) else []
+    clean = [
+        normalizers.Replace(Regex(SIGLIP_PUNCTUATION), ""),
+        normalizers.Replace(Regex(SIGLIP_SPACE), " "),
+        normalizers.Strip(),
+    ]
+    first, own = normalizers.Sequence([*lower, *clean]), backend.normalizer
+    known, steps = (_steps(normalizer) for normalizer in (first, own))
+    if steps[: len(known)] != known:
+        backend.normalizer = first if own is None else normalizers.Sequence([first, own])
+    return backend
+
+
+def _steps(normalizer: normalizers.Normalizer | None) -> list[Any]:
+    """Of a sequence what it does, as JSON."""
+    facts = {} if normalizer is None else json.loads(normalizer.__getstate__())
+    return facts.get("normalizers", [])
 
 
 # WordPiece.

@@ -73,7 +73,7 @@ def _template(folder: Path, stated: Any) -> Any:
 
 def _json(path: Path, facts: Config) -> Subword:
     json_object(path)  # whose errors say more
-    return Subword(tokenizers.Tokenizer.from_str(utf8(path)), facts)
+    return Subword(families.canonical(tokenizers.Tokenizer.from_str(utf8(path)), facts), facts)
 
 
 def _vocab_and_merges(path: Path, facts: Config) -> Subword:

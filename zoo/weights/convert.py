@@ -104,7 +104,8 @@ class Format(NamedTuple):
     `constants(rows)` are tensors that only the foreign side has and that an export writes. `lost`
     names the fields of Config that the format does not hold and a model computes the same without.
     `prefix` stands in front of a base model's names unless it was saved alone, and is put there
-    where it is missing; of several the first. `file` is what an export is called.
+    where it is missing; of several the first. `file` is what an export is called; the facts stand
+    in `facts_file`, and `texts(config, card)` are further JSON files of an export, by name.
     """
 
     rows: Callable[[Any], list[Row]]
@@ -117,6 +118,8 @@ class Format(NamedTuple):
     prefix: Names = ()
     absent: tuple[str, ...] = ()
     file: str = "model.safetensors"
+    facts_file: str = "config.json"
+    texts: Callable[[Any, Any], dict[str, Any]] = lambda config, card: {}
 
 
 def conv(foreign: str, ours: str) -> Row:

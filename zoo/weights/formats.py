@@ -33,8 +33,10 @@ READERS: dict[str, Callable[[Path], Slots]] = {  # in the order in which lone fi
 NAMED = (  # what is read of a directory that holds several
     FILE,
     INDEX,
+    "open_clip_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
     "flax_model.msgpack.index.json",
     "model.npz",

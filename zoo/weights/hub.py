@@ -113,6 +113,7 @@ OLD_IDS = {
 
 TEXTS = (
     "config.json",
+    "open_clip_config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "card.json",
@@ -127,9 +128,11 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 WEIGHTS = (  # the first that is there; `formats.read` finds those without a star in a directory
     "model.safetensors",
     "model.safetensors.index.json",
+    "open_clip_model.safetensors",
     "*.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
     "*.bin",
     "*.pth",
     "*.pt",

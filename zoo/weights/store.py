@@ -49,9 +49,8 @@ class Held(NamedTuple):
 def inspect(path: Path) -> Held:
     """Raises WeightsError for what is unknown."""
     tensors: Mapping[str, Any] = formats.read(path)
-    facts = _json(path, "config.json")
-    page, format = _recognise(tensors, facts, path)
-    tensors = _prefixed(tensors, format)
+    page, format = _recognise(tensors, _json(path, "config.json"), path)
+    tensors, facts = _prefixed(tensors, format), _json(path, format.facts_file)
     config = _config(page, format, tensors, facts, path)
     return Held(tensors, page, format, config, _card(path, page, config, facts))
 
@@ -61,7 +60,8 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
 
     dtype: of the floating parameters; statistics are float32 then. None: both as in the file.
     sizes: fields of the Config that shall differ from the file, None for those that shall not.
-    Leaves that depend on `image_size` are resized by the page; others are new, and logged.
+    Leaves that depend on `image_size` or `context` are resized by the page, those of another
+    context with a warning; others are new, and logged.
     """
     dtype, held = _floating(dtype), inspect(path)
     page = held.page
@@ -77,13 +77,16 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     for leaf in changed:
         loaded[leaf] = _resize(page, leaf, loaded.get(leaf), held.config, model.config)
     fresh = [leaf for leaf in changed if loaded[leaf] is None]
+    _check_context(page, held.config, model.config, fresh, path)
     loaded |= _fresh(model, fresh)
     loaded |= {leaf: _cast(page, leaf, loaded[leaf], dtype) for leaf in changed}
     if any(x.dtype == np.float64 for x in convert.specs(held.tensors).values()):
         logger.warning("%s: float64, loaded as %s", path, jax.dtypes.canonicalize_dtype(float))
-    for leaf in fresh:
+    told = fresh if _context(held.config) == _context(model.config) else changed
+    for leaf in told:
         old = f"instead of {found[leaf].shape}" if leaf in found else "not in the file"
-        logger.warning("%s: new, %s %s", leaf, shapes[leaf].shape, old)
+        kind = "new" if leaf in fresh else "resized"
+        logger.warning("%s: %s, %s %s", leaf, kind, shapes[leaf].shape, old)
     card = replace(held.card, config=asdict(model.config))
     if sizes.get("num_classes") not in (None, getattr(held.config, "num_classes", None)):
         card = replace(card, labels=())
@@ -118,13 +121,33 @@ def _resized(page: str, held: Any, sizes: Mapping[str, Any], path: Path) -> Any:
 
 
 def _resize(page: str, path: str, leaf: Any, held: Any, wanted: Any) -> Any:
-    """A leaf of the file for another `image_size`; None where that is not why it differs."""
+    """A leaf of the file for another `image_size` or `context`; None where that is not why it
+    differs."""
     resize: Callable[..., Any] | None = getattr(_page(page), "resize", None)
-    if leaf is None or resize is None or held.image_size == wanted.image_size:
+    if leaf is None or resize is None:
+        return None
+    if held.image_size == wanted.image_size and _context(held) == _context(wanted):
         return None
     found = resize(path.partition("/")[2], leaf, held, wanted)
     shape = _shapes(page, wanted)[path].shape
     return found if found.shape == shape else None
+
+
+def _context(config: Any) -> int | None:
+    return getattr(config, "context", None)
+
+
+def _check_context(page: str, held: Any, wanted: Any, fresh: list[str], path: Path) -> None:
+    """Raises WeightsError where another context leaves parameters without what the file has."""
+    if _context(held) == _context(wanted):
+        return
+    found, needed = (_shapes(page, x) for x in (held, replace(held, context=wanted.context)))
+    lost = [leaf for leaf in fresh if leaf in found and found[leaf].shape != needed[leaf].shape]
+    if lost:
+        raise WeightsError(
+            f"{path}: context {wanted.context} instead of {held.context}: "
+            f"{page} cannot resize {', '.join(lost)}"
+        )
 
 
 def _fresh(model: Any, paths: list[str]) -> dict[str, Any]:
@@ -178,8 +201,8 @@ def save(
     tensors = convert.save(tree.flatten(variables), rows, shapes) | form.constants(rows)
     facts = form.facts(model.config, card) if form.facts is not None else None
     _check_held(form, format, model.config, tensors, facts)
-    texts = {"card.json": card.to_json(), "config.json": facts}
-    formats.write(directory, tensors, texts, form.file)
+    texts = {"card.json": card.to_json(), "config.json": None, form.facts_file: facts}
+    formats.write(directory, tensors, texts | form.texts(model.config, card), form.file)
 
 
 def _looped(page: str, model: Any, variables: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:

@@ -70,9 +70,9 @@ class Reference:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     call: Callable[[Inputs], Mapping[str, Any]] = text_inputs
 
-    def meta(self, case: str, shape: Sequence[int] | None = None) -> np.ndarray:
+    def meta(self, case: str, shape: Sequence[int] | None = None, **more: Any) -> np.ndarray:
         rows = tensors(self.files(self.model))
-        return meta(case, self.versions, self.config, shape, tensors=rows)
+        return meta(case, self.versions, self.config, shape, tensors=rows, **more)
 
 
 # How a reference is run.
@@ -176,6 +176,64 @@ def train(build: Callable[[], Reference], size: Size, case: str) -> Recording:
     grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
     outputs = _float32({"logits": logits, "loss": loss, **grads, **stats})
     return {"meta": header, "input": x, "labels": y, **outputs}
+
+
+# Pairs of towers, for pictures and texts.
+
+
+def transformers_pairs(model: Any, pixels: Any, **texts: Any) -> dict[str, Any]:
+    """What a pair of towers makes of a batch: embeddings of length 1, the logits of all pairs (a
+    row for each picture), and the loss."""
+    output = model(pixel_values=pixels, return_loss=True, **texts)
+    return {
+        "image": output.image_embeds,
+        "text": output.text_embeds,
+        "logits": output.logits_per_image,
+        "loss": output.loss,
+    }
+
+
+def evaluate_pairs(
+    build: Callable[[], Reference],
+    size: Size,
+    draw: Callable[[str], Inputs],
+    case: str,
+    *,
+    run: Callable[..., dict[str, Any]] = transformers_pairs,
+) -> Recording:
+    """Evaluation mode; draw: the texts of a case, one for each picture. The pictures are drawn
+    again."""
+    reference, x, inputs = build(), image(case, (*size, 3)), draw(case)
+    header = reference.meta(case, x.shape)
+    model, seen = watched(reference, reference.parts)
+    found = run(model, _nchw(x), **reference.call(inputs), **reference.inputs)
+    found["pairs"] = found["logits"].diagonal()
+    hidden = {f"hidden/{part}": value for part, value in seen.items()}
+    outputs = _float32({**hidden, **{name: x for name, x in found.items() if name != "loss"}})
+    return {"meta": header, **_stored(inputs), **outputs}
+
+
+def train_pairs(
+    build: Callable[[], Reference],
+    size: Size,
+    draw: Callable[[str], Inputs],
+    loss: str,
+    case: str,
+    *,
+    run: Callable[..., dict[str, Any]] = transformers_pairs,
+) -> Recording:
+    """One step in training mode, without an optimizer; loss: what replay.py calls it."""
+    reference, x, inputs = build(), image(case, (*size, 3)), draw(case)
+    header = reference.meta(case, x.shape, loss=loss)
+    model = deterministic(reference.model).train()
+    found = run(model, _nchw(x), **reference.call(inputs), **reference.inputs)
+    found["loss"].backward()
+    kept = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in kept and b.is_floating_point()}
+    stats = {f"stats/{name}": b for name, b in buffers.items()}
+    grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
+    outputs = _float32({key: found[key] for key in ("logits", "loss")} | grads | stats)
+    return {"meta": header, **_stored(inputs), "labels": np.arange(len(x)), **outputs}
 
 
 def gradients(reference: Reference) -> dict[str, Any]:
@@ -374,6 +432,11 @@ def transformers_manifest(hub: Mapping[str, tuple[str, Mapping[str, Any]]], case
             model = cls(cls.config_class(**sizes))
         model.config.architectures = [kind]
         found["tensors"][name] = tensors(revert_weight_conversion(model, model.state_dict()))
-        config = model.config.to_dict()
-        found["config"][name] = {k: v for k, v in config.items() if k not in LABELS}
+        found["config"][name] = unlabelled(model.config.to_dict())
     return {"versions": versions("transformers", "torch"), **found}
+
+
+def unlabelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the names of classes, which the configs inside it have too."""
+    kept = {key: value for key, value in config.items() if key not in LABELS}
+    return {k: unlabelled(v) if isinstance(v, dict) else v for k, v in kept.items()}
