@@ -20,6 +20,7 @@ from train.config import (
     LabelledText,
     Model,
     Optim,
+    Pairs,
     Parallel,
     Step,
     Text,
@@ -322,7 +323,11 @@ def test_every_shipped_config_is_good_and_survives_json(name):
     experiment = serialise.load(name)
     assert through_json(experiment) == experiment
     # The data set itself need not be here.
-    embedded = {Images: {"source": "digits"}, Text: {"source": "stdlib", "tokenizer": "bpe:300"}}
+    embedded = {
+        Images: {"source": "digits"},
+        Text: {"source": "stdlib", "tokenizer": "bpe:300"},
+        Pairs: {"source": "glyphs", "tokenizer": "words"},
+    }
     data = dataclasses.replace(experiment.data, **embedded[type(experiment.data)])
     here = dataclasses.replace(experiment, data=data)
     assert config.check(here) == here

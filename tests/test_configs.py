@@ -7,16 +7,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from train import loop, serialise, workdir
-from train.config import Checkpoint, Data, Experiment, Images, Init, Task, Text
+from train.config import Checkpoint, Data, Experiment, Images, Init, Pairs, Task, Text
 from train.state import State
+from train.tasks.contrastive import Contrastive
 from train.tasks.lm import LM
 from zoo import registry, tree
 
 CONFIGS = serialise.shipped()
 # What a task takes from the data, or decides.
-DATA_FACTS = ("num_classes", "in_channels", "image_size", "vocab", "head")
+DATA_FACTS = ("num_classes", "in_channels", "image_size", "vocab", "head", "eos")
 
 
 def shrunk(cfg: Experiment, folder: Path) -> Experiment:
@@ -68,12 +70,35 @@ def pages(data: Text, folder: Path) -> Text:
     )
 
 
-SMALL = {Images: digits, Text: pages}
+def captioned(data: Pairs, folder: Path) -> Pairs:
+    """Noise with captions, in the channels and rows of tokens that the config has."""
+    rng, rows = np.random.default_rng(0), ["image,caption"]
+    for i in range(160):
+        pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,picture {i % 7} of {i % 11}")
+    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+    return dataclasses.replace(
+        data,
+        source=f"pairs:{folder}/pairs.csv",
+        tokenizer="words",
+        length=8,
+        batch_size=32,
+        holdout=0.2,
+        image_size=16,
+        channels=3 if len(data.mean) == 3 else 1,
+        distinct=False,
+        threads=0,
+    )
+
+
+SMALL = {Images: digits, Text: pages, Pairs: captioned}
 
 
 def quick(task: Task) -> Task:
-    """Without samples, which take longer to compile than two steps."""
-    return dataclasses.replace(task, sample=0) if isinstance(task, LM) else task
+    """Without samples and galleries, which take longer than two steps."""
+    slow = {LM: {"sample": 0}, Contrastive: {"gallery": 0}}
+    return dataclasses.replace(task, **slow.get(type(task), {}))
 
 
 def final_state(run: loop.Run, directory: Path) -> State:

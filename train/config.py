@@ -97,8 +97,9 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Images(Data):
-    """Pictures with a class. Pixels travel as uint8 and are normalised on the device."""
+class Pictures(Data):
+    """What every kind of data with pictures has. Pixels travel as uint8 and are normalised on the
+    device."""
 
     image_size: int | None = None  # height and width after resizing; None: as stored
     channels: int | None = None  # 1 or 3; None: as stored
@@ -107,20 +108,71 @@ class Images(Data):
     augment: tuple[str, ...] = ()  # in order, see train.data.augment: ("crop:4", "flip")
 
     def check(self) -> None:
-        from train.data import augment, sources
+        from train.data import augment
 
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels or 3):
                 raise ConfigError(f"data.{key} is {values}: give one value, or one per channel")
         if min(self.std) <= 0:
             raise ConfigError(f"data.std is {self.std}, but pixels are divided by it")
-        sources.check_source(self)
         augment.parse(self.augment, self.image_size)
+
+
+@dataclass(frozen=True)
+class Images(Pictures):
+    """Pictures with a class."""
+
+    def check(self) -> None:
+        from train.data import sources
+
+        sources.check_source(self)
+        super().check()
 
     def open(self) -> Any:
         from train.data import images
 
         return images.open_images(self)
+
+
+@dataclass(frozen=True)
+class Pairs(Pictures):
+    """Pictures with captions.
+
+    A tokenizer is `words` (every word of the training captions is an id), or what `Text` takes.
+    """
+
+    source: str = "glyphs"  # glyphs | pairs:FILE | wds:GLOB | tfds:NAME
+    tokenizer: str = "words"
+    length: int = 77  # tokens of a caption; what is longer is cut, and keeps its end
+    templates: tuple[str, ...] = ("{}",)  # one is drawn for each caption: "a photo of {}"
+    image_field: str = "image"  # of pairs:, a path beside the file; and of tfds:
+    caption_field: str = "caption"  # of pairs: and tfds:, a text or a list of them
+    distinct: bool = False  # no caption twice in a batch, where the source has concepts (glyphs)
+    bag: bool = False  # the words of a caption sorted: what a bag of words knows
+
+    def check(self) -> None:
+        from train.data import captions, tokens
+
+        if self.tokenizer != "words":
+            tokens.check_tokenizer(self)
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ConfigError(
+                    f"data.templates: {template!r} must hold {{}} once, where the caption stands"
+                )
+        if not self.templates:
+            raise ConfigError('data.templates is empty: ("{}",) leaves captions as they are')
+        captions.check_source(self)
+        super().check()
+
+    @property
+    def speed(self) -> tuple[str, int]:
+        return "pairs", 1
+
+    def open(self) -> Any:
+        from train.data import pairs
+
+        return pairs.open_pairs(self)
 
 
 @dataclass(frozen=True)
@@ -442,8 +494,11 @@ class Kind(NamedTuple):
 
 
 MODELS = {
-    "decoder of text": Kind("gpt2", lambda fields: "vocab" in fields and "head" not in fields),
-    "encoder of text": Kind("bert_base", lambda fields: "vocab" in fields and "head" in fields),
+    "decoder of text": Kind(
+        "gpt2", lambda fields: "vocab" in fields and not {"head", "embed"} & {*fields}
+    ),
+    "encoder of text": Kind("bert_base", lambda fields: {"vocab", "head"} <= {*fields}),
+    "pair of towers": Kind("clip_b32", lambda fields: {"vocab", "embed"} <= {*fields}),
 }
 
 

@@ -69,7 +69,7 @@ def evaluate(directory: Path, split: str = "test", step: int | None = None) -> E
     if found is None:
         raise ConfigError(f"{directory} has no whole checkpoint yet: train it first")
     batches, _ = run.data.evaluate(split)
-    metrics, artifacts = run.task.evaluate(found.state, map(run.put, batches))
+    metrics, artifacts = run.task.evaluator(split)(found.state, map(run.put, batches))
     metrics |= run.task.beside(split)
     texts = {name: text for name, text in artifacts.items() if isinstance(text, str)}
     return Evaluation(found.step, metrics, texts)

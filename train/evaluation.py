@@ -7,12 +7,11 @@ import jax
 
 from train import metrics, pictures
 from train.metrics import Metric
-from train.state import Batch, State
+from train.state import Batch, Evaluate, State
 
 # quantities(variables, batch) -> what the metric's update takes by keyword
 Quantities = Callable[[Any, Batch], dict[str, jax.Array]]
 Draw = Callable[[dict[str, Any]], dict[str, Any]]
-Evaluate = Callable[[State, Iterable[Batch]], tuple[dict[str, float], dict[str, Any]]]
 
 
 def evaluator(quantities: Quantities, metric: Metric, draw: Draw) -> Evaluate:

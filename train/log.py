@@ -99,13 +99,12 @@ class Logger:
         self._show.line(step, f"{split}: {phrase(metrics)}")
 
     def skips(self, step: int, skips: Any) -> None:
-        """Tells how many pictures were left out, when that has grown (`data.pipeline.Skips`)."""
+        """Tells how many examples were left out, when that has grown (`data.pipeline.Skips`)."""
         if skips.count > self._told.get(skips.name, 0):
             self._told[skips.name] = skips.count
             self._show.line(
                 step,
-                f"{skips.count} of {skips.length} {skips.name} pictures cannot be read and are "
-                f"left out: {'; '.join(skips.first)}",
+                f"{skips.summary} and are left out: {'; '.join(skips.first)}",
             )
 
     @property

@@ -78,8 +78,7 @@ class Run(NamedTuple):
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """To the devices, without what only the host needs."""
-        wanted = {*self.data.spec(), "mask"}
-        return parallel.put(self.mesh, {k: v for k, v in batch.items() if k in wanted})
+        return parallel.put(self.mesh, {k: v for k, v in batch.items() if k != "index"})
 
 
 def prepare(cfg: Experiment) -> Run:
@@ -145,7 +144,7 @@ def evaluate(
     found, skips = run.data.evaluate(split)
     with closing(background(map(run.put, found), depth=2)) as batches:
         try:
-            metrics, artifacts = run.task.evaluate(state, watched(batches, signals))
+            metrics, artifacts = run.task.evaluator(split)(state, watched(batches, signals))
         except Stopped:
             return None
     metrics |= run.task.beside(split)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,14 +16,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 100
-INK, GRID = "#222222", "#e4e4e4"
+INK, GRID, RIGHT = "#222222", "#e4e4e4", "#228833"
 SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)
 PANELS = {  # key of a row: title; a panel stands where any row has a number for its key
     "loss": "loss",
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "lr": "learning rate",
-    **{f"{unit}_per_second": f"{unit} per second" for unit in ("images", "tokens", "texts")},
+    "recall1": "text → picture, recall at 1",
+    **{f"{u}_per_second": f"{u} per second" for u in ("images", "tokens", "texts", "pairs")},
 }
 BESIDE = {  # key of a row that has it beside another, as a line: its name and how it is drawn
     "bits_per_byte": {
@@ -166,8 +167,38 @@ def _range(axes: Axes, key: str, values: list) -> None:
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 20 else label[:19] + "…"
+class Query(NamedTuple):
+    """A row of `gallery`: pictures uint8 [k, h, w, 1 or 3] that were found for a text, best first;
+    the place of the right one among them, None where it is not; its rank among all, from 1."""
+
+    text: str
+    pictures: np.ndarray
+    right: int | None
+    rank: int
+
+
+def gallery(queries: Sequence[Query]) -> np.ndarray:
+    """A row for each query: its text and the rank of its picture above what was found, where a
+    frame is around the right one."""
+    columns = max(len(query.pictures) for query in queries)
+    figure = Figure((1.2 * columns, 1.45 * len(queries)), dpi=DPI)
+    for row, query in enumerate(queries):
+        for column, picture in enumerate(query.pictures):
+            axes = figure.add_subplot(len(queries), columns, 1 + row * columns + column)
+            channels = np.broadcast_to(picture, (*picture.shape[:2], 3))
+            axes.imshow(channels, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            framed = column == query.right
+            axes.spines[:].set(color=RIGHT if framed else GRID, linewidth=4 if framed else 1)
+            if column == 0:
+                title = f"{_short(query.text, 60)} · {query.rank}"
+                axes.set_title(title, loc="left", fontsize=9, color=INK, parse_math=False)
+    return _render(figure)
+
+
+def _short(label: str, length: int = 20) -> str:
+    return label if len(label) <= length else label[: length - 1] + "…"
 
 
 def _render(figure: Figure) -> np.ndarray:

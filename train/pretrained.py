@@ -26,7 +26,7 @@ from zoo.card import Card, Preprocess
 
 # Fields of a page's Config that change how a model is trained or fed, but not what its weights are.
 FREE = ("layers", "remat", "dropout", "drop_path", "patch_dropout", "zero_init", "positions")
-FREE += ("image_size", "in_channels", "num_classes", "head", "pooler")
+FREE += ("image_size", "in_channels", "num_classes", "head", "pooler", "end", "eos")
 HEAD = re.compile(r"params/head\w*(/.*)?")
 NEW = re.compile(HEAD.pattern + r"|params/(transform\w*|pooler)/.*")  # what may be the run's own
 

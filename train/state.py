@@ -1,6 +1,7 @@
 """The state of a training run as one tree, and the contract that every task fulfils."""
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,9 @@ class State(struct.PyTreeNode):
         return self.ema or {"params": self.params, **self.vars}
 
 
+Evaluate = Callable[[State, Iterable[Batch]], tuple[dict[str, float], dict[str, Any]]]
+
+
 class Task(NamedTuple):
     """Two pure functions and an evaluator: all that loop, compiler and checkpoint know.
 
@@ -62,14 +66,19 @@ class Task(NamedTuple):
     model     what is exported with the best weights and `card`; None where there is no single one
     tokenizer what turns text into the model's ids, saved beside them; None where there is no text
     beside    split -> known numbers that are reported with its metrics, such as what others reach
+    evaluators  split -> its own `evaluate`, where splits are not judged alike
     """
 
     init: Callable[[jax.Array, Batch], State]
     update: Callable[[State, Batch], tuple[State, Metrics]]
-    evaluate: Callable[[State, Iterable[Batch]], tuple[dict[str, float], dict[str, Any]]]
+    evaluate: Evaluate
     best: str
     rules: Any = ()
     model: Any = None
     card: Any = None
     tokenizer: Any = None
     beside: Callable[[str], Mapping[str, float]] = lambda split: {}
+    evaluators: Mapping[str, Evaluate] = MappingProxyType({})
+
+    def evaluator(self, split: str) -> Evaluate:
+        return self.evaluators.get(split, self.evaluate)

@@ -7,6 +7,7 @@ gradients and metrics are averaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from zoo import tree
 # loss(params, vars, batch, rng) -> (scalar, (new vars, metrics))
 Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 Update = Callable[[State, Batch], tuple[State, Metrics]]
+Bounds = Mapping[str, tuple[float, float]]
 
 
 def supervised(
@@ -31,12 +33,14 @@ def supervised(
     *,
     schedule: Callable[[jax.Array], jax.Array],
     frozen: Sequence[str] = (),
+    bounds: Bounds = MappingProxyType({}),
     axis: str | None = None,
 ) -> Update:
     """The update that minimises one loss.
 
     loss: mean over the batch it is given; float32 scalar. `vars` are the model's other collections.
     frozen: regexes of paths that get no gradient and whose running statistics stay.
+    bounds: between which parameters are kept, by regex of paths.
     Metrics are the loss's, with `loss`, `grad_norm` and `lr`.
     """
 
@@ -46,7 +50,7 @@ def supervised(
         if axis is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis)
         updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = bounded(optax.apply_updates(state.params, updates), bounds, frozen)
         new = state.replace(step=state.step + 1, params=params, opt=opt, vars=vars)
         if cfg.ema is not None:
             average = ema(state.ema, {"params": params, **vars}, cfg.ema, state.step)
@@ -56,6 +60,16 @@ def supervised(
         return new, metrics | {"grad_norm": norm, "lr": lr}
 
     return guarded(update)
+
+
+def bounded(params: Any, bounds: Bounds, frozen: Sequence[str] = ()) -> Any:
+    """The parameters, clipped to the (low, high) of the first regex that matches; what is frozen
+    stays as it is."""
+    rows = [*((pattern, None) for pattern in frozen), *bounds.items()]
+    limits = tree.match(params, rows, strict=False)
+    return jax.tree.map(
+        lambda p, limit: p if limit is None else jnp.clip(p, *limit), params, limits
+    )
 
 
 def step_rng(state: State, axis: str | None) -> jax.Array:

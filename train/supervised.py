@@ -12,7 +12,7 @@ from train import evaluation, optim, step
 from train.config import ConfigError, Model, Setup
 from train.metrics import Metric
 from train.schedules import schedule
-from train.state import Batch, Metrics, State, Task
+from train.state import Batch, Evaluate, Metrics, State, Task
 from zoo import Card, registry, sharding
 
 Forward = Callable[..., Any]  # the model on its inputs
@@ -58,22 +58,7 @@ def build(
     forward(*inputs, **keywords): the model, or with `method` one of its methods, which is told of
     training only by the keyword `train`.
     """
-    cfg = setup.experiment
-    page = registry.page_of(model)
-    apply = step.precise(model.apply, cfg.step, getattr(page, "KEEP_FLOAT32", ()))
-
-    def fresh(rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        return dict(model.init(rng, *(x[:1] for x in inputs(batch))))
-
-    shapes = jax.eval_shape(fresh, jax.random.key(0), setup.data.spec())
-    optimizer = optim.optimizer(cfg.optim, shapes["params"], cfg.steps)
-
-    def init(rng: jax.Array, batch: Batch) -> State:
-        first, rng = jax.random.split(rng)
-        variables = fresh(first, batch)
-        params = variables.pop("params")
-        ema = {} if cfg.step.ema is None else {"params": params, **variables}
-        return State.create(rng, params, optimizer.init(params), vars=variables, ema=ema)
+    apply = applied(setup, model)
 
     def loss(params: Any, vars: Mapping[str, Any], batch: Batch, rng: jax.Array) -> Any:
         drop, rng = jax.random.split(rng)
@@ -92,18 +77,55 @@ def build(
     def judged(variables: Any, batch: Batch) -> dict[str, jax.Array]:
         return quantities(partial(apply, variables), batch)
 
+    evaluate = evaluation.evaluator(judged, metric, draw)
+    return trained(setup, model, inputs=inputs, loss=loss, evaluate=evaluate, best=best, card=card)
+
+
+def applied(setup: Setup, model: nn.Module) -> Forward:
+    """`model.apply` in the experiment's precision."""
+    keep = getattr(registry.page_of(model), "KEEP_FLOAT32", ())
+    return step.precise(model.apply, setup.experiment.step, keep)
+
+
+def trained(
+    setup: Setup,
+    model: nn.Module,
+    *,
+    inputs: Callable[[Batch], tuple[jax.Array, ...]],
+    loss: step.Loss,
+    evaluate: Evaluate,
+    best: str,
+    card: Card,
+) -> Task:
+    """The task of one pure loss of the parameters, under the bounds of the model's page (CLAMP)."""
+    cfg = setup.experiment
+
+    def fresh(rng: jax.Array, batch: Batch) -> dict[str, Any]:
+        return dict(model.init(rng, *(x[:1] for x in inputs(batch))))
+
+    shapes = jax.eval_shape(fresh, jax.random.key(0), setup.data.spec())
+    optimizer = optim.optimizer(cfg.optim, shapes["params"], cfg.steps)
+
+    def init(rng: jax.Array, batch: Batch) -> State:
+        first, rng = jax.random.split(rng)
+        variables = fresh(first, batch)
+        params = variables.pop("params")
+        ema = {} if cfg.step.ema is None else {"params": params, **variables}
+        return State.create(rng, params, optimizer.init(params), vars=variables, ema=ema)
+
     update = step.supervised(
         loss,
         optimizer,
         cfg.step,
         schedule=schedule(cfg.optim, cfg.steps),
         frozen=cfg.optim.freeze,
+        bounds=getattr(registry.page_of(model), "CLAMP", {}),
         axis=setup.axis,
     )
     return Task(
         init=init,
         update=update,
-        evaluate=evaluation.evaluator(judged, metric, draw),
+        evaluate=evaluate,
         best=best,
         rules=sharding.rules(model),
         model=over(model, None),

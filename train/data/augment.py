@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from train.config import ConfigError, Images
+from train.config import ConfigError, Pictures
 from zoo.preprocess import from_picture, to_picture
 
 Array = np.ndarray
@@ -303,7 +303,7 @@ def _error(spec: str, message: str) -> ConfigError:
 # ---- what a split does with a picture ----
 
 
-def train_transform(cfg: Images) -> Augmentation:
+def train_transform(cfg: Pictures) -> Augmentation:
     """Resizes to `data.image_size`, if that is set and no random_resized_crop does it; augments."""
     steps = parse(cfg.augment, cfg.image_size)
     if not any(spec.startswith("random_resized_crop") for spec in cfg.augment):

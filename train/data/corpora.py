@@ -201,9 +201,12 @@ def found_files(pattern: str, cfg: Data) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+ENDINGS = {"jsonl": "*.jsonl", "wds": "*.tar"}  # what a folder of such a source may hold
+
+
 def _hint(path: Path, cfg: Data) -> str:
     if path.is_dir():
-        ending = "*.jsonl" if cfg.source.startswith("jsonl:") else "*.txt"
+        ending = ENDINGS.get(cfg.source.partition(":")[0], "*.txt")
         return f"; a folder is written {path / '**' / ending}"
     return "; a bracket that is part of a name is written [[]" if "[" in str(path) else ""
 

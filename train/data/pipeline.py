@@ -1,15 +1,17 @@
 """Batches of pictures as numpy arrays: shuffled, sharded, resumable to train on; in order to judge.
 
-    split[i] → decode → augment → {"image" uint8 [b, h, w, c], "label" int32 [b], "index" int64 [b]}
+    split[i] → read → decode → augment → {"image" uint8 [b, h, w, c], …, "index" int64 [b]}
 
 b: examples of this process, `data.batch_size // process_count`. `index` is the position in the
-split. Threads decode; which example comes when, and how it is augmented, depends only on
-`data.seed` and its position in the stream, not on threads, processes or resumption.
+split; what else a batch holds is for `read` to say: pictures with a class have "label" int32 [b].
+Threads decode; which example comes when, and what is random about it, depends only on `data.seed`
+and its position in the stream, not on threads, processes or resumption.
 """
 
 import contextlib
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
@@ -17,20 +19,23 @@ import grain
 import jax
 import numpy as np
 
-from train.config import ConfigError, Data, Images
+from train.config import ConfigError, Data, Pictures
 from train.data.augment import evaluation_transform, train_transform
 from train.data.sources import Example, Split
-from zoo.preprocess import Unreadable, decode
+from zoo.preprocess import Picture, Unreadable, decode
 
 Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
+# (example, what is random about it) → (its picture, what else a batch holds of it)
+Read = Callable[[Example, np.random.Generator], tuple[Picture, Mapping[str, Any]]]
 
-UNREADABLE_SHARE = 0.01  # of a split: more unreadable pictures than this end the run
-SHOWN = 3  # unreadable pictures that a message names
+UNREADABLE_SHARE = 0.01  # of a split: more unreadable examples than this end the run
+SHOWN = 3  # unreadable examples that a message names
+BROKEN = "broken"  # the kind of what Unreadable says, unless it says more
 
 
 class UnreadableData(ConfigError):
-    """More than UNREADABLE_SHARE of a split cannot be decoded."""
+    """More than UNREADABLE_SHARE of a split cannot be used."""
 
 
 class Skips:
@@ -38,12 +43,27 @@ class Skips:
 
     def __init__(self, name: str, length: int):
         self.name, self.length = name, length
-        self._reasons: dict[int, str] = {}
+        self._reasons: dict[int, Unreadable] = {}
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
         return len(self._reasons)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many there are of each kind: "broken", "without caption"."""
+        with self._lock:
+            return Counter(getattr(error, "kind", BROKEN) for error in self._reasons.values())
+
+    @property
+    def summary(self) -> str:
+        """How many there are, and of which kinds where that is not plain."""
+        kinds, of = self.kinds, f"{self.count} of {self.length} {self.name}"
+        if kinds.keys() <= {BROKEN}:
+            return f"{of} pictures cannot be read"
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return f"{of} examples cannot be used ({counts})"
 
     @property
     def first(self) -> list[str]:
@@ -54,37 +74,55 @@ class Skips:
     def add(self, index: int, error: Unreadable) -> None:
         """Notes an example. Raises UnreadableData when there are too many."""
         with self._lock:
-            self._reasons[index] = str(error)
+            self._reasons[index] = error
         if self.count > UNREADABLE_SHARE * self.length:
             raise UnreadableData(
-                f"data.source: {self.count} of {self.length} {self.name} pictures cannot be read, "
-                f"more than {UNREADABLE_SHARE:.0%}: {'; '.join(self.first)}; repair or remove them"
+                f"data.source: {self.summary}, more than {UNREADABLE_SHARE:.0%}: "
+                f"{'; '.join(self.first)}; repair or remove them"
             )
 
 
-def picture_shape(split: Split, cfg: Images, name: str = "train") -> tuple[int, int, int]:
-    """(height, width, channels) of what the model sees, from the first readable picture.
+def labelled(example: Example, rng: np.random.Generator) -> tuple[Picture, Mapping[str, Any]]:
+    """Of a picture with a class, nothing is random."""
+    return example["image"], {"label": np.int32(example["label"])}
+
+
+def first_readable(
+    split: Split, cfg: Pictures, name: str = "train", read: Read = labelled
+) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """The first example of a split that can be used, as it is evaluated, without the batch axis.
 
     Raises ConfigError if the split is empty, UnreadableData if too many fail before one is read.
     """
-    skips = Skips(name, len(split))
+    skips, rng = Skips(name, len(split)), np.random.default_rng(0)
     for index in range(len(split)):
-        image = _decode(split[index], index, cfg, skips)
-        if image is not None:
-            height, width, channels = evaluation_transform(image, cfg.image_size).shape
-            return height, width, channels
+        if found := _decoded(split, index, rng, cfg, skips, read):
+            image, rest = found
+            return evaluation_transform(image, cfg.image_size), rest
     raise ConfigError(f"data.source = {cfg.source!r}: the {name} split is empty")
 
 
-def _decode(example: Example, index: int, cfg: Images, skips: Skips) -> np.ndarray | None:
+def picture_shape(
+    split: Split, cfg: Pictures, name: str = "train", read: Read = labelled
+) -> tuple[int, int, int]:
+    """(height, width, channels) of what the model sees. Raises as `first_readable` does."""
+    image, _ = first_readable(split, cfg, name, read)
+    height, width, channels = image.shape
+    return height, width, channels
+
+
+def _decoded(
+    split: Split, index: int, rng: np.random.Generator, cfg: Pictures, skips: Skips, read: Read
+) -> tuple[np.ndarray, Mapping[str, Any]] | None:
     try:
-        return decode(example["image"], cfg.channels)
+        picture, rest = read(split[index], rng)
+        return decode(picture, cfg.channels), rest
     except Unreadable as error:
         skips.add(index, error)
         return None
 
 
-def _checked(image: np.ndarray, shape: tuple[int, int, int], index: int) -> np.ndarray:
+def _checked(image: np.ndarray, shape: tuple[int, ...], index: int) -> np.ndarray:
     if image.shape == shape:
         return image
     key = "data.channels" if image.shape[-1] != shape[-1] else "data.image_size"
@@ -106,13 +144,17 @@ def this_process() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def global_order(length: int, seed: int) -> tuple[grain.MapDataset, int]:
+def global_order(length: int, seed: int, multiple: int = 1) -> tuple[grain.MapDataset, int]:
     """The indices of an endless training stream, shuffled anew every epoch; and a seed for what is
     random about them. Map before a process takes its share of the positions, so that randomness
-    follows the position in the global order."""
+    follows the position in the global order.
+
+    multiple: an epoch has a multiple of so many, at most `length`; which are left out changes.
+    """
     # Hashed, so that seeds 0 and 1 do not share orders: Grain adds the epoch to the seed.
     order, other = (int(seed) for seed in np.random.SeedSequence(seed).generate_state(2))
-    return grain.MapDataset.range(length).shuffle(seed=order).repeat(), other
+    epoch = grain.MapDataset.range(length).shuffle(seed=order)
+    return epoch[: length - length % multiple].repeat(), other
 
 
 def batched(examples: grain.MapDataset, cfg: Data, batch_size: int) -> grain.DatasetIterator:
@@ -181,35 +223,45 @@ class Stream(Iterator[Batch]):
 
 def train_stream(
     split: Split,
-    cfg: Images,
+    cfg: Pictures,
     *,
     process_index: int = 0,
     process_count: int = 1,
     name: str = "train",
+    read: Read = labelled,
+    distinct: bool = False,
+    content: str | None = None,
 ) -> Stream:
     """Endless batches of `split`, in a new order every epoch; epochs follow without a gap.
 
     Position p of the global order goes to process p mod `process_count`, so that a global batch
     holds the same examples however many processes there are. Unreadable examples are left out, and
-    the next of the same process takes their place. Raises ConfigError (also while iterating, for
-    pictures that differ in size or number of channels) and UnreadableData.
+    the next of the same process takes their place. distinct: no example comes twice in a global
+    batch; what is left of an epoch then waits for another. content: as `Stream` has it.
+    Raises ConfigError (also while iterating, for pictures that differ in size or number of
+    channels) and UnreadableData.
     """
     batch_size = local_size(cfg, process_count)
-    shape = picture_shape(split, cfg, name)
+    if distinct and len(split) < cfg.batch_size:
+        raise ConfigError(
+            f"data.batch_size is {cfg.batch_size}, but {name} has {len(split)} examples, and none "
+            "may come twice in a batch: make it smaller, or set data.distinct to False"
+        )
+    shape = picture_shape(split, cfg, name, read)
     transform = train_transform(cfg)
     skips = Skips(name, len(split))
 
     def load(index: int, rng: np.random.Generator) -> dict[str, Any] | None:
-        example = split[index]
-        image = _decode(example, index, cfg, skips)
-        if image is None:
+        found = _decoded(split, index, rng, cfg, skips, read)
+        if found is None:
             return None  # Grain leaves it out
+        image, rest = found
         image = _checked(transform(image, rng), shape, index)
-        return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
+        return {"image": image, **rest, "index": np.int64(index)}
 
-    order, augment = global_order(len(split), cfg.seed)
-    examples = order.random_map(load, seed=augment)[process_index::process_count]
-    return Stream(batched(examples, cfg, batch_size), skips, process_count)
+    order, seed = global_order(len(split), cfg.seed, cfg.batch_size if distinct else 1)
+    examples = order.random_map(load, seed=seed)[process_index::process_count]
+    return Stream(batched(examples, cfg, batch_size), skips, process_count, content)
 
 
 # ---- evaluation ----
@@ -217,44 +269,39 @@ def train_stream(
 
 def eval_batches(
     split: Split,
-    cfg: Images,
+    cfg: Pictures,
     *,
     process_index: int = 0,
     process_count: int = 1,
     skips: Skips | None = None,
+    read: Read = labelled,
 ) -> Iterator[Batch]:
-    """Every example once, in order, with "mask" float32 [b]: 0 on padding and unreadable pictures.
+    """Every example once, in order, with "mask" float32 [b]: 0 on padding and unreadable examples.
 
     All batches have one size and every process yields equally many; "index" is -1 on padding.
     `skips` counts what was unreadable. Raises as `train_stream` does.
     """
     skips = skips or Skips("validation", len(split))
     batch_size = local_size(cfg, process_count)
-    shape = picture_shape(split, cfg, skips.name)
+    image, rest = first_readable(split, cfg, skips.name, read)
+    shape = image.shape
+    blank = {"image": np.zeros_like(image), **{key: np.zeros_like(x) for key, x in rest.items()}}
 
     def load(position: int) -> dict[str, Any]:
         if position >= len(split):
-            return _row(np.zeros(shape, np.uint8), 0, index=-1, mask=0)
-        example = split[position]
-        image = _decode(example, position, cfg, skips)
-        if image is None:
-            return _row(np.zeros(shape, np.uint8), example["label"], index=position, mask=0)
+            return {**blank, "index": np.int64(-1), "mask": np.float32(0)}
+        rng = np.random.default_rng(position)
+        found = _decoded(split, position, rng, cfg, skips, read)
+        if found is None:
+            return {**blank, "index": np.int64(position), "mask": np.float32(0)}
+        image, rest = found
         image = _checked(evaluation_transform(image, cfg.image_size), shape, position)
-        return _row(image, example["label"], index=position, mask=1)
+        return {"image": image, **rest, "index": np.int64(position), "mask": np.float32(1)}
 
     padded = -(-len(split) // cfg.batch_size) * cfg.batch_size
     examples = grain.MapDataset.range(padded).map(load)[process_index::process_count]
     with contextlib.closing(batched(examples, cfg, batch_size)) as batches:
         yield from batches
-
-
-def _row(image: np.ndarray, label: int, *, index: int, mask: int) -> dict[str, Any]:
-    return {
-        "image": image,
-        "label": np.int32(label),
-        "index": np.int64(index),
-        "mask": np.float32(mask),
-    }
 
 
 # ---- to the devices ----

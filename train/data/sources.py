@@ -207,8 +207,8 @@ def open_glyphs(_: str, cfg: Data) -> Source:
     held = {"validation": GLYPHS_VALIDATION, "test": GLYPHS_TEST}
     seen = tuple(face for face in glyphs.FACES if (face,) not in held.values())
     splits = {name: drawn(glyphs.letters(faces)) for name, faces in {"train": seen, **held}.items()}
-    licence = "Bitstream Vera; DejaVu's changes are in the public domain"
-    return Source("glyphs", splits, tuple(glyphs.LETTERS), licence, (glyphs.SIDE, glyphs.SIDE, 1))
+    shape = (glyphs.SIDE, glyphs.SIDE, 1)
+    return Source("glyphs", splits, tuple(glyphs.LETTERS), glyphs.LICENCE, shape)
 
 
 def drawn(found: Sequence[Any]) -> Arrays:

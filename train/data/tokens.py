@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config import ConfigError, LabelledText, Missing, Text, on_disk
+from train.config import ConfigError, LabelledText, Missing, Pairs, Text, on_disk
 from train.data.corpora import SPLITS, Piece
 from train.manifest import sync
 from zoo import text as zoo_text
@@ -275,8 +275,9 @@ def reorder(path: Path, dtype: np.dtype, starts: np.ndarray) -> np.ndarray:
 # ---- tokenizers ----
 
 
-def check_tokenizer(cfg: Text | LabelledText) -> None:
+def check_tokenizer(cfg: Text | LabelledText | Pairs) -> None:
     """Raises ConfigError for a `data.tokenizer` that cannot be there, or cannot mask."""
+    known = ("words", "bytes") if isinstance(cfg, Pairs) else ("bytes",)
     if isinstance(cfg, Text) and cfg.mask and cfg.tokenizer == "bytes":
         raise no_mask(cfg)
     kind, _, size = cfg.tokenizer.partition(":")
@@ -286,23 +287,28 @@ def check_tokenizer(cfg: Text | LabelledText) -> None:
         smallest = 257 + bool(getattr(cfg, "mask", 0))  # the bytes, the end of a text, the mask
         if not smallest <= int(size) <= LARGEST:
             raise bad_tokenizer(cfg, f"SIZE must lie between {smallest} and {LARGEST}")
-    elif cfg.tokenizer != "bytes" and not on_disk(cfg.tokenizer, "data.tokenizer").exists():
-        message = "is neither bytes nor bpe:SIZE, and there is no file or directory of that name"
+    elif cfg.tokenizer not in known and not on_disk(cfg.tokenizer, "data.tokenizer").exists():
+        names = " nor ".join((*known, "bpe:SIZE"))
+        message = f"is neither {names}, and there is no file or directory of that name"
         raise bad_tokenizer(cfg, message, Missing)
 
 
 def open_tokenizer(
-    cfg: Text | LabelledText, texts: Callable[[], Iterable[str]], specials: Sequence[str]
+    cfg: Text | LabelledText | Pairs, texts: Callable[[], Iterable[str]], specials: Sequence[str]
 ) -> zoo_text.Tokenizer:
     """The tokenizer of `data.tokenizer`, trained on the first LEARNED_FROM bytes of `texts()` if it
-    is to be, with these special tokens."""
+    is to be, with these special tokens. What is made here for captions ends each with the first of
+    them, which has the largest id: there a text tower reads the whole."""
     check_tokenizer(cfg)
+    closed = isinstance(cfg, Pairs)
     try:
         if cfg.tokenizer == "bytes":
-            return zoo_text.ByteTokenizer()
+            return zoo_text.ByteTokenizer({"add_eos_token": True} if closed else None)
+        if cfg.tokenizer == "words":
+            return zoo_text.train_words(_first(texts()), eos=specials[0])
         if cfg.tokenizer.startswith("bpe:"):
             size = int(cfg.tokenizer.removeprefix("bpe:"))
-            return zoo_text.train_bpe(_first(texts()), size, specials=specials)
+            return zoo_text.train_bpe(_first(texts()), size, specials=specials, closed=closed)
         return zoo_text.load(cfg.tokenizer)
     except zoo_text.TokenizerError as error:
         raise bad_tokenizer(cfg, str(error)) from error
@@ -318,7 +324,7 @@ def _first(texts: Iterable[str]) -> Iterator[str]:
 
 
 def bad_tokenizer(
-    cfg: Text | LabelledText, message: str, kind: type[ConfigError] = ConfigError
+    cfg: Text | LabelledText | Pairs, message: str, kind: type[ConfigError] = ConfigError
 ) -> ConfigError:
     return kind(f"data.tokenizer = {cfg.tokenizer!r}: {message}")
 
