@@ -34,7 +34,11 @@ ARROWS = (
     Arrow("zoo/models/*", ("zoo.layers", "zoo.spec", *NUMERICS)),
     Arrow("zoo/layers/*", ("zoo.layers", *NUMERICS)),
     Arrow("zoo/weights/*", ("zoo", *NUMERICS, "safetensors", "huggingface_hub"), ("zoo.layers",)),
-    Arrow("zoo/*", ("zoo", *NUMERICS, "tokenizers", "jinja2", "PIL"), ("zoo.models", "zoo.layers")),
+    Arrow(
+        "zoo/*",
+        ("zoo", *NUMERICS, "tokenizers", "jinja2", "PIL", "sklearn"),
+        ("zoo.models", "zoo.layers"),
+    ),
     Arrow("train/*", ANYTHING, (*INSIDE, "configs", "tests")),
     Arrow("configs/*", ("train", "zoo"), INSIDE),
 )

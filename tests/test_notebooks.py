@@ -22,7 +22,7 @@ from PIL import Image
 import zoo
 from tests.checkpoints import random_variables
 from zoo import text
-from zoo.models import bert, dinov2, gpt, vit
+from zoo.models import bert, clip, dinov2, gpt, vit
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -51,7 +51,19 @@ TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
         "READER": "published/bert",
         "LENGTH": 24,
     },
+    "04_clip": {
+        "MODEL": {
+            **{key: 16 for key in ("embed", "width", "mlp", "text_width", "text_mlp")},
+            **{"stages": (), "patch": 16, "depth": 1, "heads": 2, "text_depth": 1, "text_heads": 2},
+        },
+        "DATA": {"source": "pairs:pairs/names.csv", "distinct": False, "batch_size": 16},
+        "STEPS": 2,
+        "EVALUATE_EVERY": 2,
+        "PROBE": 200,
+        "PUBLISHED": "published/clip",
+    },
 }
+WORDS = 300  # of the tokenizers that are trained below
 PUBLISHED = {  # random weights that stand for those on the hub, with their preprocessor_config.json
     "vit": (
         vit.ViT(vit.TINY),
@@ -64,6 +76,10 @@ PUBLISHED = {  # random weights that stand for those on the hub, with their prep
             "size": {"shortest_edge": 36},
             "crop_size": {"height": 32, "width": 32},
         },
+    ),
+    "clip": (
+        clip.CLIP(replace(clip.TINY, vocab=WORDS)),
+        {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32},
     ),
 }
 SENTENCES = ["She put the book on the table and sat down.", "def area(self, radius): return 3"]
@@ -85,6 +101,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shrink(notebook, TINY[path.stem])
     folder = tmp_path_factory.mktemp(path.stem)
     publish(folder / "published")
+    draw_pairs(folder / "pairs")
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
     # Without folders to search, "python3" is this interpreter, whatever kernels are installed.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
@@ -171,15 +188,27 @@ def publish(folder: Path) -> None:
         (folder / name / "card.json").unlink()
         processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **processor}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(processor))
-    tokenizer = text.train_bpe(SENTENCES * 4, 300, specials=("<|endoftext|>", "<mask>"))
+    tokenizer = text.train_bpe(SENTENCES * 4, WORDS, specials=("<|endoftext|>", "<mask>"))
     for name, (page, changes) in TEXTS.items():
         model = zoo.module_class(page)(replace(page.TINY, vocab=tokenizer.vocab_size, **changes))
         zoo.save(model, random_variables(model), folder / name, format="hf")
         tokenizer.save(folder / name)
+    tokenizer.save(folder / "clip")
     (folder.parent / "texts").mkdir()
     for i in range(40):
         lines = [f"def f{i}_{j}(x):\n    return x + {j}\n" for j in range(20)]
         (folder.parent / "texts" / f"{i}.txt").write_text("".join(lines))
+
+
+def draw_pairs(folder: Path) -> None:
+    """Pictures with names of three scripts, and the table of them."""
+    folder.mkdir()
+    rows = ["image,caption"]
+    for i in range(90):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{('latin', 'greek', 'cyrillic')[i % 3]} letter number {i}")
+    (folder / "names.csv").write_text("\n".join(rows))
 
 
 # ---- reading notebooks ----
@@ -225,7 +254,7 @@ def streams(cell: Any, name: str) -> str:
 
 
 def draws(cell: Any) -> bool:
-    return "plt." in cell.source or "Image(" in cell.source
+    return any(sign in cell.source for sign in ("plt.", "Image(", "gallery.sheet("))
 
 
 def shown(cell: Any) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ __all__ = [
     "Card",
     "UnknownModel",
     "card",
+    "classify",
     "create",
     "describe",
     "embed",
@@ -102,6 +103,7 @@ def load(
     *,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    context: int | None = None,
     dtype: Any = None,
     revision: str | None = None,
     token: str | None = None,
@@ -111,13 +113,14 @@ def load(
     The sizes come from `config.json` or from the tensors themselves, listed variant or not.
     num_classes: another head, newly initialised and logged; 0 leaves it out.
     image_size: positions are resized to it, as the source of the weights resizes them.
+    context: tokens of a text at most; positions of CLIP's texts are cut or stretched, and logged.
     dtype: of the floating parameters; None keeps the file's.
     Strict: raises `zoo.weights.convert.WeightsError` with every difference, and loads nothing.
     """
     from zoo.weights import hub, store
 
     path = hub.fetch(source, revision=revision, token=token)
-    sizes = {"num_classes": num_classes, "image_size": image_size}
+    sizes = {"num_classes": num_classes, "image_size": image_size, "context": context}
     model, variables, _ = store.load(path, dtype=dtype, **sizes)
     return model, variables
 
@@ -132,7 +135,7 @@ def save(
 ) -> None:
     """Writes `config.json`, `card.json` and `model.safetensors`. `format="flax"` keeps our names;
     the others are those of the family's table: "hf" loads in transformers, "torchvision" and "timm"
-    there."""
+    there, "openai" in open_clip."""
     from zoo.weights import store
 
     store.save(model, variables, Path(directory), format, card)
@@ -198,6 +201,37 @@ def fill_mask(model: Any, variables: Any, tokenizer: Any, texts: Any, **options:
         raise ValueError(f'head="{model.config.head}" guesses no words: load a model with "mlm"')
     functions = encoder.applied(model)
     return encoder.fill_mask(*functions, variables, tokenizer, texts, **limits, **options)
+
+
+def classify(
+    model: Any,
+    variables: Any,
+    tokenizer: Any,
+    images: Any,
+    classes: Any,
+    *,
+    templates: Any = None,
+    batch: int = 32,
+) -> Any:
+    """Zero-shot: the probability of each class for each picture, float32 [b, c], by a pair of
+    towers such as CLIP.
+
+    images: [b, H, W, channels], as `zoo.preprocess.prepare` gives them. classes: their names, any
+    words. templates: sentences with {} for the name, over which a class is averaged; None takes
+    `zoo.zeroshot.TEMPLATES`. What is raised: `zoo.zeroshot.class_embeddings`, and ValueError for
+    another kind of model.
+    """
+    from functools import partial
+
+    from zoo import zeroshot
+
+    zeroshot.check_pair(model.config, f"this {type(model).__name__}")
+    tokenizer.check(model.config.vocab)
+    image, text = (partial(tower, variables) for tower in zeroshot.towers(model))
+    sentences = zeroshot.TEMPLATES if templates is None else templates
+    known = zeroshot.class_embeddings(text, tokenizer, classes, sentences, model.config.context)
+    scale, _ = model.apply(variables, method="temperature")
+    return zeroshot.classify(zeroshot.in_batches(image, images, batch), known, float(scale))
 
 
 def _encoder(model: Any, task: Any, options: Mapping[str, Any]) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `generate MODEL PROMPT`, `parity`
-and `table`."""
+"""`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `search MODEL FOLDER QUERY`,
+`generate MODEL PROMPT`, `parity` and `table`."""
 
 import argparse
 import importlib
@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
     predicting.add_argument("model", help="a directory or file with weights, a tag or a hub id")
     predicting.add_argument("images", nargs="+", metavar="IMAGE")
     predicting.add_argument("--top", type=_positive, default=5, help="classes of each (default 5)")
+    predicting.add_argument(
+        "--classes", type=_names, help="of a pair of towers, such as CLIP: 'cat,dog', any words"
+    )
+    predicting.add_argument(
+        "--template", action="append", help="a sentence around a class, 'a photo of a {}.'; repeats"
+    )
     _add_source(predicting)
     predicting.set_defaults(run=predict)
+    add_search(commands)
     add_generate(commands)
     ledger = commands.add_parser("parity", help="how far each model is from its reference")
     ledger.add_argument("family", nargs="?", help="such as vit (default all)")
@@ -65,6 +73,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def show_list(pattern: str) -> str:
@@ -102,33 +114,57 @@ def predict(options: argparse.Namespace) -> str:
     """For each picture its likeliest classes, with their probabilities and bars."""
     if missing := [path for path in options.images if not os.path.isfile(path)]:
         raise ValueError(f"there is no picture {', '.join(missing)}")
-    import jax
-    import numpy as np
-
     from zoo.preprocess import prepare
     from zoo.weights import hub, store
 
     path = hub.fetch(options.model, revision=options.revision, token=options.token)
     model, variables, card = store.load(path)
-    preprocess = _usable(options.model, model, card)
+    _check_classes(options.model, model, options.classes)
+    preprocess = _preprocess(options.model, card)
     images = prepare(options.images, preprocess, channels=model.config.in_channels)
-    probabilities = jax.jit(lambda image: jax.nn.softmax(model.apply(variables, image)))
-    charts = [
-        chart(np.asarray(probabilities(image[None])[0]), card.labels, options.top)
-        for image in images
-    ]
+    labels = options.classes or card.labels
+    if options.classes is None:
+        shares = _probabilities(model, variables, images)
+    else:
+        given = {"templates": options.template} if options.template else {}
+        tokenizer = zoo.tokenizer(path)
+        shares = zoo.classify(model, variables, tokenizer, images, labels, batch=1, **given)
+    charts = [chart(row, labels, options.top) for row in shares]
     return "\n\n".join(
         f"{path}\n{drawn}" for path, drawn in zip(options.images, charts, strict=True)
     )
 
 
-def _usable(source: str, model: Any, card: zoo.Card) -> Preprocess:
-    """The card's preprocessing. Raises ValueError where there is none, or no head."""
-    if not getattr(model.config, "num_classes", 0):
+def _probabilities(model: Any, variables: Any, images: Any) -> list[Any]:
+    """Of the classes that a model was trained on, [classes] for each picture."""
+    import jax
+    import numpy as np
+
+    one = jax.jit(lambda image: jax.nn.softmax(model.apply(variables, image)))
+    return [np.asarray(one(image[None])[0]) for image in images]
+
+
+def _check_classes(source: str, model: Any, classes: Sequence[str] | None) -> None:
+    """Raises ValueError for a model that has no classes, and for one that takes none."""
+    from zoo import zeroshot
+
+    if classes is not None:
+        zeroshot.check_classes(classes)
+        zeroshot.check_pair(model.config, source)
+    elif zeroshot.is_pair(model.config):
+        raise ValueError(
+            f"{source} has no classes of its own, for it compares pictures with texts: name them, "
+            "such as --classes 'cat,dog'"
+        )
+    elif not getattr(model.config, "num_classes", 0):
         raise ValueError(
             f"{source} has no head: it gives features, not classes; fine-tune it with "
             "num_classes=, or pass weights that were trained to classify"
         )
+
+
+def _preprocess(source: str, card: zoo.Card) -> Preprocess:
+    """The card's. Raises ValueError where there is none."""
     if card.preprocess is None:
         notes = "; ".join(card.notes) or "no preprocessing stated beside its weights"
         raise ValueError(
@@ -136,6 +172,91 @@ def _usable(source: str, model: Any, card: zoo.Card) -> Preprocess:
             "model with zoo.save(…, card=), or use zoo.preprocess.prepare"
         )
     return card.preprocess
+
+
+# Pictures that fit a text.
+
+
+def add_search(commands: Any) -> None:
+    command = commands.add_parser("search", help="the pictures of a folder that fit a text best")
+    command.add_argument("model", help="a pair of towers: a directory or file, a tag or a hub id")
+    command.add_argument("folder", type=Path, help="pictures, in sub-folders too")
+    command.add_argument("query", help="what to look for, in words")
+    command.add_argument("--top", type=_positive, default=5, help="how many (default 5)")
+    command.add_argument("--out", type=Path, metavar="PNG", help="also draw them there")
+    command.add_argument(
+        "--index",
+        type=Path,
+        metavar="NPZ",
+        help="where what is known of the pictures is kept (default: below ~/.cache/flax-zoo)",
+    )
+    _add_source(command)
+    command.set_defaults(run=search)
+
+
+def search(options: argparse.Namespace) -> str:
+    """A line for each of the pictures that fit best: its cosine with the query, its share among all
+    pictures of the folder, a bar and its path."""
+    _check_search(options)
+    from zoo import zeroshot
+    from zoo.search import Reader, identity, pictures, place_of, rank, refresh
+    from zoo.weights import hub, store
+
+    pictures(options.folder, options.out)  # raises before anything is fetched or loaded
+    path = hub.fetch(options.model, revision=options.revision, token=options.token)
+    zeroshot.check_pair(store.inspect(path).config, options.model)
+    tokenizer, (model, variables, card) = zoo.tokenizer(path), store.load(path)
+    towers, preprocess = zeroshot.towers(model), _preprocess(options.model, card)
+    reader = Reader(partial(towers.image, variables), preprocess, model.config.in_channels)
+    name = identity(path)
+    place = options.index or place_of(name, reader, options.folder)
+    told: Any = {"leave_out": options.out, "note": _note, "progress": _progress}
+    index = refresh(place, options.folder, name, reader, **told)
+    tokenizer.check(model.config.vocab)
+    tokens = zeroshot.tokenise(tokenizer, [options.query], model.config.context)
+    [query] = zeroshot.in_batches(partial(towers.text, variables), tokens)
+    scale, _ = model.apply(variables, method="temperature")
+    hits = rank(index, query, float(scale))[: options.top]
+    if options.out is not None:
+        _draw(options, hits)
+    return "\n".join(
+        f"  {hit.cosine:6.3f}  {hit.share:6.1%}  {bar(hit.share, BAR):<{BAR}}  "
+        f"{options.folder / hit.name}"
+        for hit in hits
+    )
+
+
+BAR = 20  # characters, beside a path
+
+
+def _check_search(options: argparse.Namespace) -> None:
+    """Raises ValueError for what can be seen without looking at the model."""
+    if not options.query.strip():
+        raise ValueError('the query is empty: say what to look for, such as "a red car"')
+    for name, path, suffix in (("out", options.out, ".png"), ("index", options.index, ".npz")):
+        if path is not None and (path.suffix != suffix or path.is_dir()):
+            raise ValueError(f"--{name} {path}: give the path of a file that ends in {suffix}")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise ValueError(f"--out {options.out}: there is no folder {options.out.parent}")
+
+
+def _draw(options: argparse.Namespace, hits: Sequence[Any]) -> None:
+    from zoo import gallery
+    from zoo.preprocess import decode
+
+    found = [decode(options.folder / hit.name) for hit in hits]
+    captions = [f"{hit.share:.1%}  {hit.name}" for hit in hits]
+    gallery.save(options.out, gallery.sheet([gallery.Row(options.query, found, captions)]))
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done:,} of {total:,} new pictures", end=end, file=sys.stderr, flush=True)
 
 
 # Text.
@@ -221,9 +342,14 @@ def chart(probabilities: Any, labels: Sequence[str], top: int) -> str:
     lines = []
     for name, share in zip(names, probabilities[order].tolist(), strict=True):
         name = name if len(name) <= widest else name[: widest - 1] + "…"
-        full, rest = divmod(round(8 * space * share), 8)
-        lines.append(f"  {name:<{widest}}  {share:6.1%}  {'█' * full}{EIGHTHS[rest]}".rstrip())
+        lines.append(f"  {name:<{widest}}  {share:6.1%}  {bar(share, space)}".rstrip())
     return "\n".join(lines)
+
+
+def bar(share: float, space: int) -> str:
+    """So many eighths of `space` characters."""
+    full, rest = divmod(round(8 * space * share), 8)
+    return f"{'█' * full}{EIGHTHS[rest]}".rstrip()
 
 
 if __name__ == "__main__":
