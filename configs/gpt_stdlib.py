@@ -23,9 +23,13 @@ on 2 cores (x86-64, no accelerator), Python 3.13.0, jax 0.12.0.1, compilation in
     python -m train gpt_stdlib --steps 2500 --evaluate-every 500 --workdir runs/stdlib-long
 
 gpt_stdlib.png beside this file has the curves of the long run. SHA-256 of the names of the files,
-one a line: train 7fd7646f…, validation 15f45a7d…, test 3603643a… (zlib, xz and these belong to
-Python 3.13.0: `data.statistics` and `data.compressors` tell those of another). After "def " the
-long run wrote (its own double quotes are single here)
+one a line (they and the compressors' figures belong to Python 3.13.0):
+
+    train       7fd7646f733f3d1699779437cf546157ace6e7565f5c7eb85e03c52f32f1e033
+    validation  15f45a7daacac0eba06cd19a259d1ece90327ada8b74b6ffe21fb83e880edd24
+    test        3603643a6be58ce24576b82c693e70e77961fb3d7ba407569801719688e9b98b
+
+After "def " the long run wrote (its own double quotes are single here)
 
     def fast_int(c):
         '''Averalic meaning over a time the functional-compatin Based format, likely
