@@ -309,18 +309,11 @@ class Checkpoints:
                 self._publish(int(path.stem))  # only its last rename was missing
             elif not path.name.endswith(TRASH):
                 self._warn(f"removed {path}: its save was interrupted")
-        for _ in range(20):  # Orbax's writers of a failed save may still be making files
-            for path in self._unfinished():
-                shutil.rmtree(path, ignore_errors=True)
-            if not self._unfinished():
-                return
-            time.sleep(0.05)
+        sweep(self._unfinished)
 
     def _remove_half_written(self) -> None:
         """Leaves what is sealed: if the last rename failed, it may be all there is of a step."""
-        for path in self._unfinished():
-            if not (path / MANIFEST).exists():
-                shutil.rmtree(path, ignore_errors=True)
+        sweep(lambda: [path for path in self._unfinished() if not (path / MANIFEST).exists()])
 
     def _unfinished(self) -> list[Path]:
         """Everything this class or Orbax names `<step>.<suffix>`."""
@@ -423,6 +416,17 @@ def _placed(abstract: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         )
         for path, leaf in abstract.items()
     }
+
+
+def sweep(doomed: Callable[[], list[Path]]) -> None:
+    """Removes what `doomed` lists, until it lists nothing; two seconds at most. Orbax's writers of
+    a failed save may still be making files, and a folder that is being filled stays."""
+    for _ in range(40):
+        for path in doomed():
+            shutil.rmtree(path, ignore_errors=True)
+        if not doomed():
+            return
+        time.sleep(0.05)
 
 
 def in_background(work: Callable[[], None]) -> Future[None]:
