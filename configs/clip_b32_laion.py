@@ -12,8 +12,12 @@ AdamW, lr 5e-4, β 0.9 and 0.98, ε 1e-6, decay 0.2 of what has two axes or more
     clipped at 100 (params.py, legacy_main.py, train.py; table 18 of CLIP, arXiv:2103.00020)
 crops of 90 to 100 % of a picture (src/open_clip/transform.py)
 
-Differs from it: pictures are resized bilinearly, not bicubically; bfloat16, not float16; one pair
-in 20,000 each is kept back to validate and to test. Each device holds [256, 32768] of the logits,
+Differs from it: pictures are resized bilinearly, not bicubically; to judge them, here and by the
+card of the weights, their shorter side becomes 256 and the middle 224 × 224 is cut out (crop
+0.875), where open_clip makes that side 224; bfloat16, not float16; one pair in 20,000 each is kept
+back to validate and to test. The first open walks through every header of every shard on every
+host, and keeps what it found (train/data/shards.py); each process holds about 50 bytes an example,
+20 GB: what that takes is not measured. Each device holds [256, 32768] of the logits,
 34 MB; with fewer devices set task.chunk, and step.accumulate where memory ends: both leave the loss
 as it is. The mesh is `--parallel.data -1`, all devices of all processes.
 Result: not yet run.

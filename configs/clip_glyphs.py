@@ -18,7 +18,7 @@ from train.config import Experiment, Model, Optim, Pairs
 from train.tasks.contrastive import Contrastive
 
 IMAGE = {"stages": (1, 1), "patch": 8, "width": 32, "heads": 4, "depth": 0, "mlp": 0}
-TEXT = {"text_width": 128, "text_depth": 2, "text_heads": 4, "text_mlp": 512}
+TEXT = {"text_width": 128, "text_depth": 2, "text_heads": 4, "text_mlp": 512, "context": 12}
 
 
 def experiment() -> Experiment:

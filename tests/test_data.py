@@ -1,5 +1,6 @@
 """The data pipeline: which pictures come, when, and unchanged by threads, processes and stops."""
 
+import gc
 import gzip
 import io
 import itertools
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -711,6 +713,57 @@ def test_more_than_one_percent_unreadable_ends_the_run(tmp_path):
     assert "3 of 250 train pictures" in message and "more than 1%" in message
     assert all(f"{i}.jpg: no picture format" in message for i in (5, 50, 150))
     take(pipeline.train_stream([*split, *pictures(50)], Images(batch_size=10)), 31)  # just 1 %
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_each_process_counts_among_what_it_has_read_itself(process):
+    """1.5 % of a split, which is less than 1 % of it for one of two processes."""
+    broken, count = {"image": b"no picture", "label": 0}, 4000
+    split = [broken if i % 67 == 1 else example for i, example in enumerate(pictures(count))]
+    cfg, part = Images(batch_size=100, threads=0), {"process_index": process, "process_count": 2}
+    assert sum(example is broken for example in split) == 60
+    with pytest.raises(
+        pipeline.UnreadableData, match=r"of 4000 train .* of the \d+ that were read"
+    ):
+        take(pipeline.train_stream(split, cfg, **part), count // 100)
+    skips = pipeline.Skips("validation", count)
+    with pytest.raises(pipeline.UnreadableData, match="of 4000 validation"):
+        take(pipeline.eval_batches(split, cfg, skips=skips, **part), count // 100)
+    assert skips.count == 21, "of the 2000 that are its own"
+
+
+def test_the_share_is_of_different_examples_and_of_enough_of_them():
+    skips = pipeline.Skips("train", 10_000, floor=100)
+    for _ in range(2):
+        for i in range(250):
+            skips.see(i)
+    assert skips.read == 250
+    for i in (7, 3, 7):
+        skips.add(i, preprocess.Unreadable("x.jpg", "broken"))
+    with pytest.raises(pipeline.UnreadableData, match="3 of 10000 .*1% of the 250 that were read"):
+        skips.add(8, preprocess.Unreadable("y.jpg", "broken"))
+    few = pipeline.Skips("train", 10_000, floor=100)
+    few.see(0)
+    few.add(0, preprocess.Unreadable("x.jpg", "broken"))
+
+
+def test_an_unreadable_picture_is_not_kept():
+    """Nor the error, whose frames hold it."""
+
+    class Picture(Exception):
+        pass
+
+    skips, held = pipeline.Skips("train", 10_000), []
+    for i in range(5):
+        error = preprocess.Unreadable(f"{i}.jpg", "broken")
+        error.__cause__ = Picture()
+        held.append(weakref.ref(error.__cause__))
+        skips.add(i, error)
+    del error
+    gc.collect()
+    assert [each() for each in held] == [None] * 5
+    assert skips.kinds == {"broken": 5} and skips.count == 5
+    assert [note.split(":")[0] for note in skips.first] == [f"example {i}" for i in range(3)]
 
 
 def test_a_split_without_a_readable_picture_ends_the_run():

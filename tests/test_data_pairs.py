@@ -208,7 +208,8 @@ def test_no_family_comes_twice_in_a_batch_also_where_epochs_meet(data):
         assert len(set(batch["index"])) == GLYPHS.batch_size
         assert len({image.tobytes() for image in batch["image"]}) == GLYPHS.batch_size
     visits = Counter(int(i) for batch in batches for i in batch["index"])
-    assert len(visits) > 0.98 * count and max(visits.values()) <= 3
+    # What one epoch leaves out, less than a batch, comes in the next: all but a few by chance.
+    assert len(visits) >= count - 5 and max(visits.values()) <= 3
 
 
 def test_a_batch_too_large_for_distinct_captions_is_refused(data):
@@ -434,6 +435,21 @@ def test_each_caption_of_a_picture_is_drawn_and_all_are_judged(tmp_path):
                 assert batches[0]["tokens"].shape[1] == max(map(len, told.values()))
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_caption_that_is_given_twice_counts_once(ending, tmp_path):
+    """Whether its picture has two rows, or one with a list."""
+    rows = simple(40)
+    if ending == "jsonl":
+        rows = [{**row, "caption": [row["caption"], row["caption"]]} for row in rows]
+    data = write_table(tmp_path, [*rows, *rows], ending, count=40).open()
+    for split in HELD:
+        examples = data.source.splits[split]
+        assert all(len(example["views"][0].captions) == 1 for example in examples)
+        batches = [*data.evaluate(split)[0]]
+        assert sum(int(b["captions"].sum()) for b in batches) == len(examples)
+        assert {b["tokens"].shape[1] for b in batches} == {1}
+
+
 def test_evaluation_is_the_same_for_two_processes(tmp_path):
     data = write_table(tmp_path, simple(60)).open()
     split = data.source.splits["test"]
@@ -494,6 +510,12 @@ def test_more_of_what_is_wrong_with_a_table(tmp_path):
     both = [*simple(20, split="train"), {"image": "3.png", "caption": "x", "split": "test"}]
     with pytest.raises(ConfigError, match="puts 3.png in test, but an earlier line in train"):
         write_table(tmp_path, both).open()
+    half = [*simple(20), {"image": "\ud83d.png", "caption": "a"}]
+    with pytest.raises(ConfigError, match="line 21 holds what is no Unicode text"):
+        write_table(tmp_path, half, "jsonl", count=20).open()
+    for stored in ("validation", "test"):
+        with pytest.raises(ConfigError, match="of the 20 pictures .* none is to train on"):
+            write_table(tmp_path, simple(20, split=stored)).open()
     mixed = [{"image": "0.png", "caption": ["a", 5]}]
     with pytest.raises(ConfigError, match="line 1: with no text in UTF-8"):
         write_table(tmp_path, mixed, "jsonl").open()
@@ -716,7 +738,9 @@ def test_kinds_are_told_together_and_more_than_one_percent_ends_the_run(tmp_path
         "1 with damaged JSON, 1 with no text in UTF-8, 2 without caption, 1 without picture)"
     )
     few = wds(write_shard(tmp_path / "b.tar", [*shard(98), *flaws[:3]])).open()
-    with pytest.raises(pipeline.UnreadableData, match="2 of 100 .* more than 1%: example .*bad0"):
+    with pytest.raises(
+        pipeline.UnreadableData, match="2 of 100 .* more than 1% of the .*: example .*bad0"
+    ):
         take(pipeline.train_stream(only_train(few.source), few.cfg, read=few.read), 50)
 
 
@@ -734,11 +758,10 @@ def test_a_shard_that_is_cut_short_names_itself_and_the_byte(tmp_path):
         "end": last.offset_data + 512,
         "all": 0,
     }
-    for where, end in ends.items():
+    for end in ends.values():
         path.write_bytes(whole[:end])
         with pytest.raises(ConfigError, match=f"cut.tar is cut short: it ends at byte {end};"):
             wds(path).open()
-        assert where
     path.write_bytes(whole[: last.offset] + b"x" * 512 + whole[last.offset + 512 :])
     with pytest.raises(ConfigError, match=f"cut.tar is damaged at byte {last.offset}"):
         wds(path).open()
@@ -764,6 +787,18 @@ def test_a_shard_is_read_through_once_until_it_changes(tmp_path, monkeypatch):
     assert np.array_equal(shards.indexed({"a": path}), first)
     write_shard(path, shard(31))
     assert len(shards.indexed({"a": path})) == 31
+
+
+def test_what_could_not_be_kept_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "a.tar", shard(30))
+
+    def full(file, _):
+        Path(file).write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert len(shards.indexed({"a": path})) == 30
+    assert [*shards.cache_root().iterdir()] == []
 
 
 # ---- tfds ----

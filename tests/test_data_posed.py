@@ -1,5 +1,6 @@
 """Posed pictures: every format tells the same cube, and the embedded scene is what it claims."""
 
+import io
 import itertools
 import json
 import math
@@ -296,6 +297,23 @@ def test_cameras_side_by_side_are_centred_on_their_points():
     assert frame.scale == 1 and low.tolist() == [-1] * 3 and high.tolist() == [1] * 3
 
 
+def test_cameras_that_look_away_from_one_another_are_not_centred_behind_their_backs():
+    """Their lines of sight meet at (0, 0, 2); what they see is around (0, 0, -6)."""
+    poses = []
+    for x in (-1.0, 0.0, 1.0):
+        back = np.array([-x, 0, 2]) / math.hypot(x, 2)
+        right = np.cross([0, 1, 0], back)
+        poses.append(np.column_stack([right, [0, 1, 0], back, [x, 0, 0]]))
+    points = np.array([[0.0, 0, -5], [0, 1, -6], [0, -1, -7]])
+    frame, _ = posed_views.around(np.stack(poses), points)
+    np.testing.assert_allclose(frame.origin, [0, 0, -6])
+    frame, _ = posed_views.around(np.stack(poses), np.empty((0, 3)))
+    np.testing.assert_allclose(frame.origin, 0, atol=1e-12)
+    together = [pose * [[-1, 1, -1, 1]] for pose in poses]  # turned round, they look at it
+    frame, _ = posed_views.around(np.stack(together), points)
+    np.testing.assert_allclose(frame.origin, [0, 0, 2], atol=1e-9)
+
+
 @pytest.mark.parametrize("up", [(0, 0, 1), (0, 1, 0), (0.3, -0.5, -0.6), (0, 0, -1)])
 def test_up_is_turned_to_z(up):
     rotation = posed_views.upright(np.array(up, float))
@@ -309,6 +327,35 @@ def test_instant_ngps_cube_is_three_units_wide_and_its_scale_is_that_of_the_box(
     scene = posed.open_scene(f"blender:{tmp_path}")
     assert scene.frame.enter(np.array([0.5 / 0.33, 0, 0])).tolist() == pytest.approx([1, 0, 0])
     assert scene.box[0].tolist() == [-4] * 3 and scene.box[1].tolist() == [4] * 3
+
+
+def test_instant_ngps_scale_and_offset_move_its_cube(tmp_path):
+    """scale · p + offset lies in [0, 1]³, which is our [-1, 1]³."""
+    write_transforms(tmp_path, scale=0.1, offset=[0.2, 0.7, 0.5])
+    scene = posed.open_scene(f"blender:{tmp_path}")
+    points = np.array([MIDDLE, [0, 0, 0], [8, -7, 5]])
+    wanted = 2 * (0.1 * points + [0.2, 0.7, 0.5]) - 1
+    np.testing.assert_allclose(scene.frame.enter(points), wanted, atol=1e-12)
+    assert scene.box[0].tolist() == [-1] * 3
+
+
+def test_a_frame_states_an_axis_of_its_lens_whatever_the_file_says_of_it(tmp_path):
+    """A length or an angle; the axis of which it says nothing stays the file's."""
+    angle = 2 * math.atan(HEIGHT / 2 / 50)
+    write_transforms(tmp_path, fl_x=99.0, camera_angle_y=1.0)
+    path = tmp_path / "transforms.json"
+    change(path, ("frames", 3, "fl_x"), None)
+    change(path, ("frames", 3, "camera_angle_x"), 2 * math.atan(WIDTH / 2 / 60))
+    change(path, ("frames", 4, "camera_angle_y"), angle)
+    change(path, ("frames", 5, "fl_x"), None)
+    focal = posed.open_scene(f"blender:{tmp_path}").cameras.focal
+    wanted = [[60, FOCAL[1]], [FOCAL[0] + 4, 50], [99, FOCAL[1]]]
+    np.testing.assert_allclose(focal[3:6], wanted, rtol=1e-6)
+    change(path, ("fl_x",), None)
+    change(path, ("camera_angle_x",), 2 * math.atan(WIDTH / 2 / 80))
+    focal = posed.open_scene(f"blender:{tmp_path}").cameras.focal
+    np.testing.assert_allclose(focal[5], [80, FOCAL[1]], rtol=1e-6)  # fl_y beside an angle stays
+    np.testing.assert_allclose(focal[6], [FOCAL[0] + 6, FOCAL[1]], rtol=1e-6)
 
 
 # ---- splits ----
@@ -349,6 +396,30 @@ def test_stored_splits_stay(tmp_path):
     }
 
 
+def test_listed_splits_stay_and_what_is_on_no_list_is_in_none(tmp_path):
+    names = [f"./images/{i:02}.png" for i in range(COUNT)]
+    lists = {"train": names[:12], "val": names[11:14], "test": names[13:17]}
+    write_transforms(tmp_path, **{f"{key}_filenames": found for key, found in lists.items()})
+    scene = posed.open_scene(f"blender:{tmp_path}")
+    assert {name: found.tolist() for name, found in scene.splits.items()} == {
+        "train": [*range(11)],
+        "validation": [11, 12],
+        "test": [*range(13, 17)],
+    }
+    path = tmp_path / "transforms.json"
+    change(path, ("val_filenames",), None)
+    scene = posed.open_scene(f"blender:{tmp_path}")
+    assert scene.splits["test"].tolist() == [*range(13, 17)]
+    together = np.concatenate([scene.splits["train"], scene.splits["validation"]])
+    assert sorted(together) == [*range(12)] and len(scene.splits["validation"]) == 1
+    change(path, ("test_filenames",), ["images/gone.png"])
+    with pytest.raises(ConfigError, match="test_filenames has 'images/gone.png', which no frame"):
+        posed.open_scene(f"blender:{tmp_path}")
+    change(path, ("test_filenames",), None)
+    with pytest.raises(ConfigError, match="has train_filenames, but .* one of the others"):
+        posed.open_scene(f"blender:{tmp_path}")
+
+
 # ---- sizes ----
 
 
@@ -383,6 +454,7 @@ def test_a_folder_of_smaller_pictures_is_taken_where_it_is_there(tmp_path, kind,
     for path in sorted((tmp_path / "images").rglob("*.*")):
         small = tmp_path / "images_2" / path.relative_to(tmp_path / "images").with_suffix(".bmp")
         save(small, np.full((HEIGHT // 2, WIDTH // 2, 3), 77, np.uint8))
+        small.with_suffix(".aae").write_text("what a camera keeps beside it")
     scene = posed.open_scene(f"{kind}:{tmp_path}", factor=2)
     assert scene.images.shape == (COUNT, HEIGHT // 2, WIDTH // 2, 3) and (scene.images == 77).all()
     np.testing.assert_allclose(scene.cameras.focal * 2, whole.cameras.focal, rtol=1e-6)
@@ -440,6 +512,9 @@ TRANSFORM = "transform_matrix"
         (("k4",), 0.1, r"frames\[0\].*k4"),
         (("camera_model",), "OPENCV_FISHEYE", r"frames\[0\].*OPENCV_FISHEYE"),
         (("aabb_scale",), 0, "transforms.json: aabb_scale is 0"),
+        (("scale",), 0, "transforms.json: scale is 0"),
+        (("offset",), 0.5, "transforms.json: offset is 0.5, but must be three numbers"),
+        (("offset",), [0, 0, "far"], r"transforms.json: offset\[2\] is 'far'"),
         (("h",), 20, r"frames\[0\].*40×20 pixels.*40×30"),
         (("frames",), [], "transforms.json has no frames"),
     ],
@@ -537,6 +612,29 @@ def test_what_is_wrong_with_a_text_model_is_told(tmp_path, name, old, new, match
         posed.open_scene(f"colmap:{tmp_path}")
 
 
+def test_a_text_model_without_its_empty_lines_is_refused(tmp_path):
+    """Every second picture would be taken for the points of the one before."""
+    write_colmap(tmp_path, suffix=".txt")
+    path = tmp_path / "sparse" / "0" / "images.txt"
+    rows = path.read_text().split("\n")
+    for left in ([row for row in rows if len(row) > 5], [row for row in rows if row]):
+        path.write_text("\n".join(left))
+        with pytest.raises(ConfigError, match="images.txt, line .* is no list of points"):
+            posed.open_scene(f"colmap:{tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".txt"])
+def test_a_model_that_the_disk_does_not_give_is_named(tmp_path, suffix, monkeypatch):
+    def fail(path):
+        raise PermissionError(f"not yours: {path.name}")
+
+    write_colmap(tmp_path, suffix=suffix)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(ConfigError, match=f"cameras{suffix} cannot be read: not yours"):
+            colmap.read_model(tmp_path / "sparse" / "0")
+
+
 @pytest.mark.parametrize("kind", [5, 17, -1])
 def test_camera_models_that_are_not_read_are_named(tmp_path, kind):
     write_colmap(tmp_path)
@@ -577,9 +675,27 @@ def test_poses_bounds_must_fit_its_pictures(tmp_path):
         np.save(path, wrong)
         with pytest.raises(ConfigError, match=match):
             posed.open_scene(f"llff:{tmp_path}")
-    path.write_bytes(b"\x93NUMPY")
-    with pytest.raises(ConfigError, match="poses_bounds.npy cannot be read"):
-        posed.open_scene(f"llff:{tmp_path}")
+    whole = path.read_bytes()
+    for damage in (b"\x93NUMPY", b"", whole[:-8], archive(rows), b"PK\x03\x04 no archive"):
+        path.write_bytes(damage)
+        with pytest.raises(ConfigError, match="poses_bounds.npy cannot be read"):
+            posed.open_scene(f"llff:{tmp_path}")
+
+
+def archive(*arrays):
+    """The bytes of an .npz file."""
+    file = io.BytesIO()
+    np.savez(file, *arrays)
+    return file.getvalue()
+
+
+def test_pictures_that_are_no_folder_are_told(tmp_path):
+    for kind, write in (("llff", write_llff), ("colmap", write_colmap)):
+        write(tmp_path / kind)
+        shutil.rmtree(tmp_path / kind / "images")
+        (tmp_path / kind / "images").write_text("a file")
+        with pytest.raises(Missing, match="there is no images/"):
+            posed.open_scene(f"{kind}:{tmp_path / kind}")
 
 
 @pytest.mark.parametrize(
@@ -605,7 +721,7 @@ def test_a_source_that_is_not_there_is_told_before_it_is_opened(tmp_path, source
         ({"factor": 0}, "data.factor is 0"),
         ({"factor": 31}, "data.factor is 31, but pictures have 40×30"),
         ({"background": "green"}, "data.background = 'green'"),
-        ({"holdout": 1.0}, "data.holdout = 1.0"),
+        *(({"holdout": x}, f"data.holdout = {x}") for x in (1.0, 0.0, -0.1, math.nan)),
     ],
 )
 def test_options_that_cannot_work_are_told(tmp_path, options, match):
@@ -789,12 +905,28 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
         posed.open_scene("scene", recipe=TINY, cache=str(tmp_path / "file"))
 
 
-def test_smaller_depth_is_the_mean_and_nothing_where_a_part_is_nothing(scene, cache, tmp_path):
-    half = posed.open_scene("scene", recipe=TINY, cache=str(cache), factor=2)
-    squares = scene.depth.reshape(90, 16, 2, 16, 2)
-    np.testing.assert_allclose(half.depth, squares.mean((2, 4)), rtol=1e-6)
-    assert half.images.shape == (90, 16, 16, 4) and np.isinf(half.depth).any()
+def test_smaller_depth_is_that_of_a_pixel_at_the_centre(scene, cache):
+    """A mean over an edge would be a distance at which nothing is."""
+    for factor in (2, 3):
+        less = posed.open_scene("scene", recipe=TINY, cache=str(cache), factor=factor)
+        side, first = 32 // factor, factor // 2
+        places = slice(first, first + factor * side, factor)
+        assert less.images.shape == (90, side, side, 4)
+        np.testing.assert_array_equal(less.depth, scene.depth[:, places, places])
+        assert np.isinf(less.depth).any() and np.isfinite(less.depth).any()
+
+
+def test_distances_that_cannot_be_read_are_told_by_file_and_frame(cache, tmp_path):
     folder = shutil.copytree(raytrace.prepare(cache, TINY), tmp_path / "scene")
-    np.save(folder / "test" / "r_3.npy", np.zeros((4, 4), np.float32))
-    with pytest.raises(ConfigError, match=r"r_3.npy is float32 \(4, 4\)"):
+    path = folder / "test" / "r_3.npy"
+    frame = r"transforms_test.json, frames\[3\].*"
+    np.save(path, np.zeros((4, 4), np.float32))
+    with pytest.raises(ConfigError, match=frame + r"r_3.npy is float32 \(4, 4\)"):
+        posed.open_scene(f"blender:{folder}")
+    for damage in (archive(np.zeros((32, 32))), b"PK\x03\x04 no archive", b""):
+        path.write_bytes(damage)
+        with pytest.raises(ConfigError, match=frame + "r_3.npy cannot be read"):
+            posed.open_scene(f"blender:{folder}")
+    path.unlink()
+    with pytest.raises(ConfigError, match=frame + "r_3.npy cannot be read"):
         posed.open_scene(f"blender:{folder}")

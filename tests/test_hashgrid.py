@@ -1,6 +1,7 @@
 """The hash encoding and the harmonics against loops written from the paper."""
 
 import math
+from contextlib import nullcontext
 from decimal import Decimal, localcontext
 from functools import partial
 from itertools import product
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import sph_harm_y
 
+from tests.benchmarks import hashgrid as benchmark
 from zoo.layers import hashgrid
 from zoo.layers.harmonics import spherical_harmonics
 from zoo.layers.hashgrid import (
@@ -221,12 +223,13 @@ def test_the_module_draws_its_table_as_the_paper_does():
     np.testing.assert_array_equal(found, jitted(table, points, grid))
 
 
-def test_a_batch_of_batches_is_encoded_as_one():
+@METHOD
+def test_a_batch_of_batches_is_encoded_as_one(sums):
     grid, d = GRIDS["2-D"]
     table, points = table_of(grid), points_of(d, 60)[:60].reshape(3, 20, d)
 
     def loss(table: Any, points: Any) -> jax.Array:
-        return (encode(table, points, grid) ** 2).sum()
+        return (encode(table, points, grid, sums=sums) ** 2).sum()
 
     each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(table, points)
     whole = jax.jit(jax.grad(loss))(table, points.reshape(60, d))
@@ -247,6 +250,14 @@ def test_sizes_that_do_not_fit_are_refused(table, points, message):
     grid, _ = GRIDS["2-D"]
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(partial(encode, levels=grid), jnp.zeros(table), jnp.zeros(points))
+
+
+def test_sums_that_are_not_there_are_refused_before_the_backward_pass():
+    grid, _ = GRIDS["2-D"]
+    table, points = jnp.zeros((235, 2)), jnp.zeros((5, 2))
+    for sums in ("nope", ""):
+        with pytest.raises(ValueError, match=f"sums is '{sums}', .* scatter, sort"):
+            jax.eval_shape(partial(encode, levels=grid, sums=sums), table, points)
 
 
 def test_levels_of_three_dimensions_refuse_points_of_two():
@@ -367,13 +378,24 @@ def test_far_away_everything_is_finite(grid, d, sums):
 
 @METHOD
 def test_a_point_that_is_no_number_spoils_no_other(sums):
+    """Nor any row of the gradient but those that it looks up itself."""
     grid, d = GRIDS["3-D"]
-    points = points_of(d)
+    table, points = table_of(grid), points_of(d)
     spoiled = points.copy()
     spoiled[5] = np.nan
-    found, expected = (np.array(jitted(table_of(grid), p, grid)) for p in (spoiled, points))
+    upstream = np.ones((len(points), 2 * len(grid)), np.float32)
+    upstream[5] = 0  # 0 · NaN is NaN: to those rows it still matters
+
+    def both(points: Any) -> list[np.ndarray]:
+        found, pull = jax.vjp(lambda table: jitted(table, points, grid, sums=sums), table)
+        return [np.array(x) for x in (found, *pull(upstream))]
+
+    (found, slope), (expected, wanted) = both(spoiled), both(points)
     np.testing.assert_array_equal(np.delete(found, 5, 0), np.delete(expected, 5, 0))
     assert np.isnan(found[5]).all()
+    lost = np.isnan(slope).any(axis=1)
+    assert 0 < lost.sum() <= 2**d * len(grid) < len(table)
+    np.testing.assert_allclose(slope[~lost], wanted[~lost], atol=1e-5)
 
 
 @METHOD
@@ -419,21 +441,43 @@ def test_all_may_look_up_one_row(sums, count):
 
 
 @pytest.mark.parametrize(
-    "backend, jaxlib, name",
+    "platform, jaxlib, name",
     [
         ("cpu", "0.10.2", "scatter"),
-        ("gpu", "0.10.1", "scatter"),
-        ("gpu", "0.10.2", "sort"),
-        ("gpu", "0.11.0", "sort"),
-        ("gpu", "0.11.1", "scatter"),
-        ("gpu", "0.12.0.1", "scatter"),
+        ("cuda 12090", "0.10.1", "scatter"),
+        ("cuda 12090", "0.10.2", "sort"),
+        ("cuda 12090", "0.11.0", "sort"),
+        ("cuda 12090", "0.11.1", "scatter"),
+        ("cuda 12090", "0.12.0.1", "scatter"),
+        ("rocm 60300", "0.11.0", "scatter"),
         ("tpu", "0.11.0", "scatter"),
     ],
 )
-def test_only_a_gpu_whose_scatter_loops_sorts(backend, jaxlib, name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_only_a_gpu_whose_scatter_loops_sorts(platform, jaxlib, name, monkeypatch):
+    monkeypatch.setattr(hashgrid, "_platform", lambda: f"PJRT C API\n{platform}")
     monkeypatch.setattr(hashgrid, "version", lambda _: jaxlib)
     assert hashgrid.default_sums() == name
+
+
+def test_the_default_is_that_of_this_machine():
+    """Whose platform can be asked for, and is NVIDIA's only where JAX finds a GPU."""
+    assert "cuda" not in hashgrid._platform() or jax.default_backend() == "gpu"
+    assert hashgrid.default_sums() in SUMS
+
+
+# The benchmark.
+
+
+def test_the_benchmark_tells_numbers_apart_that_have_the_same_moments():
+    """Rows exchanged and signs turned: what a wrong hash or corner would do."""
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    for other, agree in ((x + 1e-7, True), (x[::-1], False), (-x, False), (2 * x, False)):
+        runs = {
+            "ours": [{"gradient, sort": benchmark.fingerprint(x)}],
+            "theirs": [{"gradient": benchmark.fingerprint(other)}],
+        }
+        with nullcontext() if agree else pytest.raises(AssertionError, match="sort differs"):
+            benchmark.compare(runs)
 
 
 # Harmonics.
@@ -474,7 +518,8 @@ def test_the_harmonics_are_orthonormal():
 
 
 def test_the_harmonics_stay_finite_and_keep_their_dtype():
-    directions = jnp.asarray([[0, 0, 0], [0, 0, 1], [1e8, -1e8, 1e8]], jnp.float32)
+    far = [[1e8, -1e8, 1e8], [1e12, -1e12, 1e12]]
+    directions = jnp.asarray([[0, 0, 0], [0, 0, 1], *far], jnp.float32)
     found = jax.value_and_grad(lambda x: spherical_harmonics(x).sum())(directions)
     assert all(np.isfinite(x).all() for x in found)
     half = jnp.asarray([[0.6, 0.48, 0.64]], jnp.bfloat16)

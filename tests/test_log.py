@@ -180,7 +180,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_plain_lines(
         assert type(record._show) is expected
 
 
-def test_unreadable_pictures_are_told_once_for_every_number(tmp_path, capsys):
+def test_unreadable_pictures_are_told_when_they_are_twice_as_many(tmp_path, capsys):
     skips = Skips("train", 1000)
     with log.Logger(tmp_path, CFG, 0) as record:
         record.skips(2, skips)
@@ -194,7 +194,12 @@ def test_unreadable_pictures_are_told_once_for_every_number(tmp_path, capsys):
         ]
         skips.add(7, Unreadable("dog.png", "no picture format that Pillow knows (0 bytes)"))
         record.skips(8, skips)
-    assert "2 of 1000" in capsys.readouterr().out
+        assert "2 of 1000" in capsys.readouterr().out
+        for i in (8, 9):
+            skips.add(i, Unreadable("dog.png", "image file is truncated"))
+            record.skips(i, skips)
+    [told] = capsys.readouterr().out.splitlines()
+    assert told.startswith("step 9/40: 4 of 1000")
 
 
 def test_shares_are_shown_in_percent_and_the_rest_as_numbers():

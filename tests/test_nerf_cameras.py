@@ -1,7 +1,5 @@
 """Cameras against pixels worked out by hand, and lenses against OpenCV's formula in float64."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,18 +108,6 @@ def test_the_opencv_convention_is_its_own_inverse_and_leaves_numpy_alone():
     assert isinstance(there, np.ndarray) and there.dtype == np.float64
     np.testing.assert_array_equal(cameras.opengl(there), pose)
     np.testing.assert_allclose(jax.jit(cameras.opengl)(pose), there, rtol=1e-6)
-
-
-def test_the_angle_of_view_is_horizontal():
-    focal, centre = cameras.intrinsics(math.pi / 2, 200, 100)  # 45° to each side
-    np.testing.assert_allclose(focal, [100, 100], rtol=1e-6)
-    assert centre.tolist() == [100, 50]
-    view = Camera(np.float32(BLENDER["from z"]), focal, centre, PINHOLE)
-    edges = rays(view, np.float32([[0, 50], [200, 50]])).directions
-    np.testing.assert_allclose(edges * math.sqrt(2), [[-1, 0, -1], [1, 0, -1]], atol=1e-6)
-    for angle in (0, math.pi, -1):
-        with pytest.raises(ValueError, match="between 0 and π"):
-            cameras.intrinsics(angle, 200, 100)
 
 
 def test_directions_have_length_one():

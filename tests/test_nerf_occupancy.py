@@ -128,6 +128,21 @@ def test_infinite_density_leaves_the_grid_finite():
     assert grid.occupied.any()
 
 
+def test_a_density_that_is_no_number_keeps_its_cell_and_spoils_no_other():
+    def broken(points):
+        return jnp.where((points < -0.5).all(axis=1), jnp.nan, lumps(points))
+
+    grid = filled()
+    ours = update(grid, broken, jax.random.key(0), threshold=1.0, every=True)
+    density, _ = updated_by_loop(grid, 1.0)
+    density[0, 0, 0, 0] = volume.LARGEST
+    np.testing.assert_allclose(ours.density, density, rtol=1e-5)
+    np.testing.assert_array_equal(ours.occupied, density >= 1.0)
+    healed = update(ours, lumps, jax.random.key(1), threshold=1.0, every=True)
+    np.testing.assert_allclose(healed.density[0, 0, 0, 0], 0.95 * volume.LARGEST, rtol=1e-6)
+    assert np.isfinite(healed.density).all() and not healed.occupied.all()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

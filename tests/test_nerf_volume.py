@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.nerf import volume
+from zoo.nerf import proposal, volume
 from zoo.nerf.cameras import Rays
-from zoo.nerf.sampling import Samples
+from zoo.nerf.sampling import Samples, middles
 
 pytestmark = pytest.mark.quick
 
@@ -327,6 +327,13 @@ def test_contraction_stays_finite_with_its_gradients():
     assert np.linalg.norm(volume.contract(points), axis=1).max() <= 2
 
 
+def test_contraction_puts_points_whose_squares_no_float_holds_on_the_border():
+    points = jnp.array([[1e20, 0, 0], [-1e37, 1e37, 0], [1e19, -1e25, 1e19]])
+    found = jax.jit(volume.contract)(points)
+    np.testing.assert_allclose(found, [[2, 0, 0], [-(2**0.5), 2**0.5, 0], [2e-6, -2, 2e-6]], 1e-6)
+    assert np.isfinite(jax.jit(jax.vmap(jax.jacrev(volume.contract)))(points)).all()
+
+
 # ---- the distortion loss ----
 
 
@@ -348,6 +355,25 @@ def test_distortion_matches_a_double_loop(s):
     ours = jax.jit(volume.distortion)(*map(np.float32, (middle, delta, weights)))
     expected = [distortion_by_loop(*ray) for ray in zip(edges, weights, strict=True)]
     np.testing.assert_allclose(ours, expected, rtol=2e-6)
+
+
+def test_the_distortion_of_proposals_is_that_of_their_normalised_distances():
+    """From 1 to 100 in disparity, where distances themselves would give another number."""
+    rays = Rays(jnp.zeros((1, 3)), jnp.float32([[1, 0, 0]]))
+    near, far = jnp.ones(1), jnp.full(1, 100.0)
+
+    def density(points):
+        return 1 / points[:, 0]
+
+    samples = proposal.sample([density], rays, near, far, counts=(8, 6), spacing="disparity")
+    weights = volume.weigh(density(rays.at(samples.t)[0])[None], samples.delta)[0]
+    t, delta, *_ = middles(samples.unit)
+    edges = np.asarray(samples.unit[0], np.float64)
+    begin, end = samples.t[0] - samples.delta[0] / 2, samples.t[0] + samples.delta[0] / 2
+    np.testing.assert_allclose(1 / begin, 1 - edges[:-1] * 0.99, rtol=1e-4)
+    np.testing.assert_allclose(1 / end, 1 - edges[1:] * 0.99, rtol=1e-4, atol=1e-5)
+    expected = distortion_by_loop(edges, np.asarray(weights[0], np.float64))
+    np.testing.assert_allclose(volume.distortion(t, delta, weights), [expected], rtol=1e-5)
 
 
 def test_unused_slots_have_no_distortion_and_no_infinite_gradients():

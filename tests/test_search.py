@@ -293,6 +293,74 @@ def test_weights_are_known_by_their_content_and_those_of_the_hub_by_their_commit
     assert identity(hub / "b.npz") == f"openai/clip@{commit}/b.npz"
 
 
+def foreign(place: Path) -> None:
+    np.savez(place, weights=np.arange(3))
+
+
+STRANGE = {  # what an index must not be written over
+    "other arrays": foreign,
+    "text": lambda place: place.write_text("no index"),
+    "no key": lambda place: np.savez(
+        place,
+        facts=np.frombuffer(b'{"files": {}}', np.uint8),
+        embeddings=np.zeros((0, 3), np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_file_that_is_no_index_is_told_from_one(strange, folder, tmp_path):
+    place = tmp_path / "mine.npz"
+    search.check_place(place)
+    refreshed(place, folder)
+    search.check_place(place)
+    STRANGE[strange](place)
+    with pytest.raises(ValueError, match="mine.npz is there already and is no index of pictures"):
+        search.check_place(place)
+
+
+def test_an_index_without_a_key_is_damaged(folder, place):
+    place.parent.mkdir()
+    STRANGE["no key"](place)
+    _, shown, notes = refreshed(place, folder)
+    assert shown == 5 and notes == [f"the index {place} is damaged and made anew: 'key'"]
+
+
+def closed(monkeypatch, *names: str) -> None:
+    """Folders of these names cannot be listed, also by who may do all."""
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name in names:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_folders_that_cannot_be_read_are_named_and_linked_ones_passed_over(
+    folder, place, monkeypatch
+):
+    (folder / "linked").symlink_to(paint(folder.with_name("others")))
+    closed(monkeypatch, "more")
+    index, _, notes = refreshed(place, folder)
+    assert list(index.files) == ["green.jpg", "red.png"]
+    assert notes == [f"skipped {folder / 'more'}: Permission denied"]
+    closed(monkeypatch, "more", folder.name)
+    with pytest.raises(ValueError, match=f"no picture .* in {folder}; {folder}: Permission denied"):
+        pictures(folder)
+
+
+def test_without_a_home_a_place_for_the_index_is_asked_for(folder, monkeypatch):
+    def nobody(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    with pytest.raises(ValueError, match="XDG_CACHE_HOME, or name one by --index"):
+        search.place_of("m", Colours().reader, folder)
+
+
 def test_a_folder_in_which_nothing_can_be_read_is_refused(tmp_path, place):
     (tmp_path / "torn.png").write_text("no picture")
     with pytest.raises(ValueError, match="none of the 1 pictures"):
@@ -307,8 +375,8 @@ LINES = ["a red car", "the old cat sat on the mat", "two dogs", "a photo of a bl
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A pair of towers with random weights and its tokenizer; the same without a tokenizer, and
-    without preprocessing; and a classifier."""
+    """A pair of towers with random weights and its tokenizer; the same without a tokenizer, with
+    one of more ids, and without preprocessing; and a classifier."""
     place = tmp_path_factory.mktemp("models")
     tokenizer = train_bpe(LINES * 4, 280, specials=("<|endoftext|>",))
     small = {"depth": 1, "text_depth": 1, "vocab": tokenizer.vocab_size}
@@ -316,10 +384,15 @@ def models(tmp_path_factory) -> Path:
     variables = random_variables(model)
     variables["params"] |= {"log_scale": np.float32(np.log(SCALE)), "bias": np.float32(-2.0)}
     card = zoo.Card("siglip", {}, preprocess=Preprocess(SIZE, 1.0, mean=(0.5,), std=(0.5,)))
-    for name, its in (("pair", card), ("bare", card), ("raw", replace(card, preprocess=None))):
+    wide, raw = (
+        train_bpe(LINES * 4, 290, specials=("<|endoftext|>",)),
+        replace(card, preprocess=None),
+    )
+    kinds = {"pair": (card, tokenizer), "bare": (card, None), "wide": (card, wide)}
+    for name, (its, own) in {**kinds, "raw": (raw, tokenizer)}.items():
         zoo.save(model, variables, place / name, card=its)
-        if name != "bare":
-            tokenizer.save(place / name)
+        if own is not None:
+            own.save(place / name)
     classifier = zoo.module_class(resnet)(resnet.TINY)
     zoo.save(classifier, random_variables(classifier), place / "classifier", card=card)
     return place
@@ -398,6 +471,49 @@ def test_search_draws_what_it_found_and_keeps_its_index_where_it_is_told(
     assert len(found) == 4 and index.is_file() and not cache.exists()
 
 
+def test_pictures_are_drawn_as_if_they_were_whole_but_not_held_so(
+    models, cache, tmp_path, monkeypatch
+):
+    large = tmp_path / "large"
+    large.mkdir()
+    for name, size in {"wide.png": (300, 190), "tall.png": (67, 401), "tiny.png": (9, 5)}.items():
+        Image.fromarray(photograph(name, *size)).save(large / name)
+    held, sheet = [], gallery.sheet
+
+    def watched(rows):
+        held.extend(picture.shape for row in rows for picture in row.pictures)
+        return sheet(rows)
+
+    monkeypatch.setattr(gallery, "sheet", watched)
+    out = tmp_path / "found.png"
+    assert main(["search", str(models / "pair"), str(large), "two dogs", "--out", str(out)]) == 0
+    assert sorted(max(shape) for shape in held) == [9, gallery.SIDE, gallery.SIDE]
+    for path in large.iterdir():
+        whole = decode(path)
+        np.testing.assert_array_equal(
+            sheet([gallery.Row("", [gallery.shrunk(whole)])]),
+            sheet([gallery.Row("", [whole])]),
+            strict=True,
+        )
+
+
+def test_search_leaves_other_files_and_writes_over_other_indices(
+    models, photographs, folder, cache, tmp_path, capsys
+):
+    index = tmp_path / "mine.npz"
+    foreign(index)
+    content = index.read_bytes()
+    nowhere = [str(models / "none"), str(photographs), "cat", "--index", str(index)]
+    assert main(["search", *nowhere]) == 2, "before the model is looked for"
+    assert f"{index} is there already" in capsys.readouterr().err
+    assert index.read_bytes() == content
+    index.unlink()
+    for pictures_of in (photographs, folder):
+        call = ["search", str(models / "pair"), str(pictures_of), "cat", "--index", str(index)]
+        assert main(call) == 0
+    assert "is of another model or folder and made anew" in capsys.readouterr().err
+
+
 def test_predict_names_what_a_picture_shows_in_the_words_given(models, photographs, capsys):
     call = ["predict", str(models / "pair"), str(photographs / "a.png"), str(photographs / "d.png")]
     assert main([*call, "--classes", "cat, red car ,two dogs", "--template", "a {}"]) == 0
@@ -419,6 +535,9 @@ FAILED = {  # arguments → parts of the one message
     "predict MODELS/pair PHOTOS/a.png --classes cat": ("two or more",),
     "predict MODELS/pair PHOTOS/a.png --classes cat,dog,cat": ("named twice", "cat"),
     "predict MODELS/pair PHOTOS/a.png --classes a,b --template photo": ("must hold {} once",),
+    "predict MODELS/none PHOTOS/a.png --classes cat": ("two or more",),
+    "predict MODELS/none PHOTOS/a.png --classes a,b --template x": ("must hold {} once",),
+    "predict MODELS/none PHOTOS/a.png --template a_{}": ("--template", "--classes"),
     "predict MODELS/bare PHOTOS/a.png --classes a,b": ("MODELS/bare has no file of a tokenizer",),
     "predict MODELS/raw PHOTOS/a.png --classes a,b": ("MODELS/raw: no preprocessing",),
     "predict MODELS/classifier PHOTOS/a.png --classes a,b": (
@@ -431,6 +550,7 @@ FAILED = {  # arguments → parts of the one message
     "search MODELS/none PHOTOS cat": ("MODELS/none is neither a path",),
     "search MODELS/classifier PHOTOS cat": ("MODELS/classifier is no pair", "siglip_b16"),
     "search MODELS/bare PHOTOS cat": ("MODELS/bare has no file of a tokenizer",),
+    "search MODELS/wide PHOTOS cat": ("ids go up to",),
     "search MODELS/raw PHOTOS cat": ("MODELS/raw: no preprocessing",),
     "search MODELS/pair PHOTOS cat --out x.jpg": ("--out x.jpg", "ends in .png"),
     "search MODELS/pair PHOTOS cat --out nowhere/x.png": ("there is no folder nowhere",),

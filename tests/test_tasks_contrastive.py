@@ -5,7 +5,7 @@ That the losses are right is a claim of test_contrastive, that a run resumes one
 
 import csv
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from PIL import Image
 
 import zoo
 from tests.test_step import assert_agree, compiled
-from train import loop, pictures, retrieval
+from train import loop, pictures, pretrained, retrieval
 from train.config import (
     Checkpoint,
     ConfigError,
     Experiment,
     Images,
+    Init,
     Model,
     Optim,
     Pairs,
@@ -30,6 +31,7 @@ from train.config import (
     check,
 )
 from train.data import pairs
+from train.tasks import contrastive
 from train.tasks.contrastive import Contrastive
 from zoo import zeroshot
 
@@ -307,6 +309,45 @@ def test_the_interval_is_that_of_newcombe_s_table(hits, count, low, high):
     assert retrieval.wilson(hits / count, count) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_a_batch_is_judged_a_chunk_at_a_time(experiment, run, judged, monkeypatch):
+    monkeypatch.setattr(contrastive, "JUDGED", 5)  # four chunks of a batch of 16
+    other = loop.prepare(experiment(Contrastive(chunk=8, gallery=0)))
+    found, _ = other.task.evaluate(run.first(), map(run.put, run.data.evaluate("validation")[0]))
+    assert found["loss"] == pytest.approx(judged("validation")[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 37, 1024, 1025, 1511, 32_768, 40_009])
+def test_chunks_are_even_and_leave_out_fewer_pairs_than_they_are(count):
+    kept, chunk = contrastive.in_even_chunks(count)
+    assert chunk <= 1024 and (chunk > 500) == (count > 1024)
+    assert kept % (chunk or count) == 0 and count - kept < kept / (chunk or count)
+
+
+@pytest.mark.parametrize("name", ["words", "bytes", "bpe:262"])
+def test_a_gallery_shows_captions_without_padding(name, experiment):
+    data = experiment(data={"tokenizer": name, "length": 30}).data.open()
+    [row] = data.rows(["white over black"])
+    assert retrieval.said(row, data.tokenizer) == "white over black"
+
+
+def test_a_rank_in_the_gallery_is_among_all_pictures_of_the_split(experiment, monkeypatch):
+    """Also among those that are not kept to be shown: here the first two of four."""
+    data = experiment().data.open()
+    image = np.array([[0.6, 0.8], [0, 1], [1, 0], [0.8, 0.6]], np.float32)
+    found = retrieval.Embedded(
+        image=image,
+        text=np.array([[1, 0]] * 4, np.float32),
+        owner=np.arange(4),
+        first=np.arange(4),
+        tokens=data.rows(["white over black"] * 4),
+        pictures=np.zeros((2, 8, 8, 1), np.uint8),
+    )
+    monkeypatch.setattr(pictures, "gallery", lambda rows: rows)
+    rows = retrieval.gallery(found, 2, data.tokenizer)["gallery"]
+    assert [(row.right, row.rank) for row in rows] == [(0, 3), (1, 4)]
+    assert {len(row.pictures) for row in rows} == {2}
+
+
 def test_the_right_picture_is_framed():
     some = np.full((3, 8, 8, 1), 120, np.uint8)
     shown = {
@@ -330,13 +371,30 @@ def test_a_run_leaves_weights_a_tokenizer_and_pictures(run, tmp_path, monkeypatc
     assert zoo.card(tmp_path / "model").preprocess == run.data.preprocess
 
 
+@pytest.mark.parametrize(("length", "context"), [(LENGTH, 77), (80, 80)])
+def test_a_run_takes_weights_whose_texts_may_be_longer_than_its_rows(
+    length, context, experiment, run, tmp_path
+):
+    """As published ones are: a text tower that looks for the end of a text reads shorter rows."""
+    config = replace(run.task.model.config, context=context)
+    model = type(run.task.model)(config)
+    variables = zoo.init(model, jax.random.key(7))
+    zoo.save(model, variables, tmp_path, card=zoo.Card("clip_b32", asdict(config)))
+    begun = loop.prepare(experiment(init=Init(str(tmp_path)), data={"length": length}))
+    assert begun.task.model.config.context == context
+    state = pretrained.start(begun.cfg.init, begun.first(), begun.task)
+    jax.tree.map(np.testing.assert_array_equal, state.params, dict(variables["params"]))
+    state, shown = begun.update(state, begun.put(first_batch(begun.data)))
+    assert np.isfinite(float(shown["loss"]))
+
+
 # What cannot work.
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": Contrastive(chunk=5)}, r"data\.batch_size is 16: not a multiple of task\.chunk"),
+        ({"task": Contrastive("sigmoid")}, r"task\.loss is .sigmoid., but CLIP has no bias"),
         ({"model": replace(CLIP, options={**SIZES, "context": 4})}, r"context .* is 4"),
         (
             {"model": replace(CLIP, options={**SIZES, "end": "id", "eos": 3})},
@@ -357,6 +415,8 @@ def test_options_are_checked_without_data(experiment):
     for task in (Contrastive(chunk=-1), Contrastive(gallery=-1)):
         with pytest.raises(ConfigError, match="must be 0 or more"):
             check(experiment(task))
+    with pytest.raises(ConfigError, match=r"data\.batch_size is 16: not a multiple of task\.chunk"):
+        check(experiment(Contrastive(chunk=5)))
     with pytest.raises(ConfigError, match="vit_b16 is no pair of towers; take one, such as clip"):
         check(experiment(model=Model("vit_b16")))
     with pytest.raises(ConfigError, match="task Contrastive learns from Pairs, but data is Images"):

@@ -15,6 +15,7 @@ import sys
 import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
+from string import punctuation
 
 import numpy as np
 import pytest
@@ -299,6 +300,53 @@ def test_siglip_reads_texts_without_case_punctuation_and_runs_of_spaces(every, t
         assert other.encode("The zoo") != siglip.encode("The zoo")
 
 
+T5 = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "</s>"}
+
+
+def beside(clean: dict, **files) -> dict:
+    """The files of a SigLIP of open_clip's."""
+    config = {
+        "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"},
+        "text_cfg": {"context_length": 64, **clean},
+    }
+    return {**files_of("siglip"), "open_clip_config__json": {"model_cfg": config}, **files}
+
+
+def canonicalised(string: str) -> str:
+    """As open_clip does for `clean: canonicalize`, without ftfy and HTML."""
+    string = string.replace("_", " ").translate(str.maketrans("", "", punctuation))
+    return " ".join(string.lower().split())
+
+
+@pytest.mark.parametrize("config", [T5, SIGLIP, SIGLIP | {"do_lower_case": False}])
+def test_texts_are_cleaned_where_open_clip_cleans_them(config, every, tmp_path, caplog):
+    clean = {"tokenizer_kwargs": {"clean": "canonicalize"}}
+    cleaned = text.load(write(tmp_path / "hub", **beside(clean, tokenizer_config__json=config)))
+    for string in (" The\tZOO\n is...  open! ", "The_zoo", "a-b_C.", ""):
+        assert cleaned.encode(string) == every["siglip"].encode(canonicalised(string))
+    cleaned.save(tmp_path / "saved")
+    files = (tmp_path / "saved" / "tokenizer.json", tmp_path / "again" / "tokenizer.json")
+    again = text.load(tmp_path / "saved")
+    again.save(tmp_path / "again")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert again.encode("The_zoo") == cleaned.encode("The_zoo")
+    assert not caplog.records
+
+
+def test_a_siglip_whose_texts_nothing_cleans_is_warned_of(every, tmp_path, caplog):
+    raw = text.load(write(tmp_path / "raw", **beside({}, tokenizer_config__json=T5)))
+    assert raw.encode("The zoo") != every["siglip"].encode("The zoo")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "vit_base_patch16_siglip_224" in caplog.text and "canonicalize" in caplog.text
+    caplog.clear()
+    text.load(write(tmp_path / "own", **beside({}, tokenizer_config__json=SIGLIP)))
+    every["siglip"].save(tmp_path / "saved")
+    files = beside({}, tokenizer_config__json=T5)
+    del files["tokenizer__json"]
+    text.load(write(tmp_path / "saved", **files))
+    assert not caplog.records
+
+
 def test_pairs_have_the_slow_tokenizers_types(every):
     for kind in ("bert", "bert_cased"):
         pair = golden(kind)["pair"]
@@ -578,6 +626,7 @@ def test_roles_are_as_the_families_have_them(every):
         "llama": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
         "bert": bert,
         "bert_cased": bert,
+        "siglip": {"eos": "</s>", "pad": "</s>", "unk": "<unk>"},
     }
     for tokenizer in every.values():
         assert tokenizer.token(tokenizer.id(found["byte"]["eos"]) or 0) is not None
@@ -920,6 +969,26 @@ def test_training_that_cannot_be_is_refused(tmp_path):
     ):
         with pytest.raises(text.TokenizerError, match=words):
             text.train_bpe(texts, size)
+
+
+@pytest.mark.parametrize("eos", ["end", "[PAD]", "[UNK]"])
+def test_words_do_not_end_in_one_of_their_own(eos):
+    """Its id would not be the last, and a text with it would have two ends."""
+    assert text.train_words(["the End"]).vocab_size == 5
+    with pytest.raises(text.TokenizerError, match=re.escape(f"eos {eos!r} is a word")):
+        text.train_words(["the End"], eos=eos)
+
+
+def test_the_most_words_count_those_for_padding_and_unknown_ones(monkeypatch):
+    monkeypatch.setattr(families, "MOST_WORDS", 4)
+    words = text.train_words(["a a a b b c"])
+    assert [words.token(i) for i in range(words.vocab_size)] == [
+        "[PAD]",
+        "[UNK]",
+        "a",
+        "b",
+        "<|endoftext|>",
+    ]
 
 
 def test_damaged_tokenizer_json_never_raises_anything_else(tmp_path, every):

@@ -637,6 +637,23 @@ def test_another_format_in_the_same_directory_leaves_no_stale_text(tmp_path):
     assert_same(zoo.load(tmp_path)[1], variables)
 
 
+PAIRS = [
+    (page, first, second)
+    for page, first in FORMATS
+    for other, second in FORMATS
+    if page == other and first != second and page in ("gpt", "siglip")
+]
+
+
+@pytest.mark.parametrize("page, first, second", PAIRS)
+def test_an_export_leaves_nothing_of_an_earlier_one(page, first, second, tmp_path):
+    """Whatever `zoo.load` would prefer: it is gone, so that no path finds other weights."""
+    for format, folder in ((first, "both"), (second, "both"), (second, "alone")):
+        zoo.save(*held(page, format), tmp_path / folder, format=format)
+    both, alone = ({x.name for x in (tmp_path / y).iterdir()} for y in ("both", "alone"))
+    assert both == alone
+
+
 def test_another_architecture_with_the_same_tensors_is_refused(tmp_path):
     """timm's anti-aliased resnetaa50 has the names and shapes of resnet50."""
     model = tiny("resnet")

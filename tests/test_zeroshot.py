@@ -287,12 +287,19 @@ def test_twins_that_are_both_right_do_not_stand_before_each_other():
     assert zeroshot.ranks(same[:2], same, [[0, 1, 2], [3]]).tolist() == [1, 3]
 
 
-def test_scores_are_held_a_chunk_at_a_time():
-    """All 1500 × 1500 scores at once are 18 MB."""
-    queries, gallery, truth = vectors(1500), vectors(1500), np.arange(1500)
+MEASURED = {
+    "recall": lambda *x: zeroshot.recall(*x, np.arange(1500), chunk=100),
+    "nearest": lambda *x: zeroshot.nearest(*x, 5, chunk=100),
+}
+
+
+@pytest.mark.parametrize("measured", MEASURED)
+def test_scores_are_held_a_chunk_at_a_time(measured):
+    """All 1500 × 1500 scores at once are 18 MB, and so are their places."""
+    queries, gallery = vectors(1500), vectors(1500)
     tracemalloc.start()
     try:
-        zeroshot.recall(queries, gallery, truth, chunk=100)
+        MEASURED[measured](queries, gallery)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

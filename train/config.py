@@ -153,8 +153,7 @@ class Pairs(Pictures):
     def check(self) -> None:
         from train.data import captions, tokens
 
-        if self.tokenizer != "words":
-            tokens.check_tokenizer(self)
+        tokens.check_tokenizer(self)
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ConfigError(
@@ -519,6 +518,11 @@ def check_together(experiment: Experiment) -> None:
     if task.model and not MODELS[task.model].holds(registry.entry(model.name).fields):
         such = MODELS[task.model].example
         raise ConfigError(f"model.name: {model.name} is no {task.model}; take one, such as {such}")
+    chunk = getattr(task, "chunk", 0) if issubclass(task.takes, Pairs) else 0  # of a batch
+    if chunk and data.batch_size % chunk:
+        raise ConfigError(
+            f"data.batch_size is {data.batch_size}: not a multiple of task.chunk {chunk}"
+        )
     length, context = getattr(data, "length", None), model.options.get("context")
     if length and type(context) is int and length > context:
         raise short_context(model, length, context)

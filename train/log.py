@@ -99,8 +99,9 @@ class Logger:
         self._show.line(step, f"{split}: {phrase(metrics)}")
 
     def skips(self, step: int, skips: Any) -> None:
-        """Tells how many examples were left out, when that has grown (`data.pipeline.Skips`)."""
-        if skips.count > self._told.get(skips.name, 0):
+        """Tells how many examples were left out, when these are twice as many as were told of
+        (`data.pipeline.Skips`): of the web's, every step may have some."""
+        if skips.count >= max(1, 2 * self._told.get(skips.name, 0)):
             self._told[skips.name] = skips.count
             self._show.line(
                 step,

@@ -206,15 +206,16 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def gallery(found: Embedded, queries: int, tokenizer: Any) -> dict[str, np.ndarray]:
-    """Captions from all over the split, with the pictures that fit them best."""
+    """Captions from all over the first SHOWN pictures, with those of them that fit best; the rank
+    is that in the whole split."""
     n = len(found.pictures)
     chosen = np.linspace(0, n - 1, min(queries, n)).astype(int)
     asked = found.text[found.first[chosen]]
     places, _ = zeroshot.nearest(asked, found.image[:n], TOP)
-    behind = zeroshot.ranks(asked, found.image[:n], list(chosen))
+    behind = zeroshot.ranks(asked, found.image, list(chosen))
     rows = [
         pictures.Query(
-            tokenizer.decode(found.tokens[i], skip_special=True),
+            said(found.tokens[i], tokenizer),
             found.pictures[best],
             int(np.flatnonzero(best == i)[0]) if i in best else None,
             1 + int(rank),
@@ -222,3 +223,13 @@ def gallery(found: Embedded, queries: int, tokenizer: Any) -> dict[str, np.ndarr
         for i, best, rank in zip(chosen, places, behind, strict=True)
     ]
     return {"gallery": pictures.gallery(rows)}
+
+
+def said(row: np.ndarray, tokenizer: Any) -> str:
+    """What a row of tokens says up to its end: a tokenizer without a pad id would decode what
+    follows as text."""
+    closing = [i for i in (tokenizer.specials.eos, tokenizer.specials.sep) if i is not None]
+    ends = np.flatnonzero(np.isin(row, closing))
+    if len(ends) > 1 and ends[0] == 0:  # of a tokenizer whose texts begin with the same token
+        ends = ends[1:]
+    return tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special=True)

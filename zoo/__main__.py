@@ -114,9 +114,15 @@ def predict(options: argparse.Namespace) -> str:
     """For each picture its likeliest classes, with their probabilities and bars."""
     if missing := [path for path in options.images if not os.path.isfile(path)]:
         raise ValueError(f"there is no picture {', '.join(missing)}")
+    if options.template and options.classes is None:
+        raise ValueError("--template is a sentence around a class: name --classes 'cat,dog' too")
+    from zoo import zeroshot
     from zoo.preprocess import prepare
     from zoo.weights import hub, store
 
+    if options.classes is not None:  # before anything is fetched or loaded
+        zeroshot.check_classes(options.classes)
+        zeroshot.check_templates(options.template or zeroshot.TEMPLATES)
     path = hub.fetch(options.model, revision=options.revision, token=options.token)
     model, variables, card = store.load(path)
     _check_classes(options.model, model, options.classes)
@@ -149,7 +155,6 @@ def _check_classes(source: str, model: Any, classes: Sequence[str] | None) -> No
     from zoo import zeroshot
 
     if classes is not None:
-        zeroshot.check_classes(classes)
         zeroshot.check_pair(model.config, source)
     elif zeroshot.is_pair(model.config):
         raise ValueError(
@@ -180,7 +185,7 @@ def _preprocess(source: str, card: zoo.Card) -> Preprocess:
 def add_search(commands: Any) -> None:
     command = commands.add_parser("search", help="the pictures of a folder that fit a text best")
     command.add_argument("model", help="a pair of towers: a directory or file, a tag or a hub id")
-    command.add_argument("folder", type=Path, help="pictures, in sub-folders too")
+    command.add_argument("folder", type=Path, help="pictures, in sub-folders too (no linked ones)")
     command.add_argument("query", help="what to look for, in words")
     command.add_argument("--top", type=_positive, default=5, help="how many (default 5)")
     command.add_argument("--out", type=Path, metavar="PNG", help="also draw them there")
@@ -199,21 +204,26 @@ def search(options: argparse.Namespace) -> str:
     pictures of the folder, a bar and its path."""
     _check_search(options)
     from zoo import zeroshot
-    from zoo.search import Reader, identity, pictures, place_of, rank, refresh
+    from zoo.search import Reader, check_place, identity, pictures, place_of, rank, refresh
     from zoo.weights import hub, store
 
-    pictures(options.folder, options.out)  # raises before anything is fetched or loaded
+    # What can be refused is refused before anything is fetched, loaded or embedded.
+    pictures(options.folder, options.out)
+    if options.index is not None:
+        check_place(options.index)
     path = hub.fetch(options.model, revision=options.revision, token=options.token)
-    zeroshot.check_pair(store.inspect(path).config, options.model)
-    tokenizer, (model, variables, card) = zoo.tokenizer(path), store.load(path)
+    config = store.inspect(path).config
+    zeroshot.check_pair(config, options.model)
+    tokenizer = zoo.tokenizer(path)
+    tokenizer.check(config.vocab)
+    tokens = zeroshot.tokenise(tokenizer, [options.query], config.context)
+    model, variables, card = store.load(path)
     towers, preprocess = zeroshot.towers(model), _preprocess(options.model, card)
     reader = Reader(partial(towers.image, variables), preprocess, model.config.in_channels)
     name = identity(path)
     place = options.index or place_of(name, reader, options.folder)
     told: Any = {"leave_out": options.out, "note": _note, "progress": _progress}
     index = refresh(place, options.folder, name, reader, **told)
-    tokenizer.check(model.config.vocab)
-    tokens = zeroshot.tokenise(tokenizer, [options.query], model.config.context)
     [query] = zeroshot.in_batches(partial(towers.text, variables), tokens)
     scale, _ = model.apply(variables, method="temperature")
     hits = rank(index, query, float(scale))[: options.top]
@@ -244,7 +254,7 @@ def _draw(options: argparse.Namespace, hits: Sequence[Any]) -> None:
     from zoo import gallery
     from zoo.preprocess import decode
 
-    found = [decode(options.folder / hit.name) for hit in hits]
+    found = [gallery.shrunk(decode(options.folder / hit.name)) for hit in hits]
     captions = [f"{hit.share:.1%}  {hit.name}" for hit in hits]
     gallery.save(options.out, gallery.sheet([gallery.Row(options.query, found, captions)]))
 

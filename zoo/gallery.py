@@ -20,6 +20,7 @@ from zoo.preprocess import to_picture
 Array = np.ndarray
 INK, QUIET, FRAME, PAPER = "#222222", "#777777", "#228833", "#ffffff"
 TITLE, CAPTION = 14, 11  # pixels per em
+SIDE = 112  # pixels of a cell
 GAP, BORDER = 8, 3  # pixels between cells, and of a frame around one
 
 
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     framed: Collection[int] = ()
 
 
-def sheet(rows: Sequence[Row], *, side: int = 112, columns: int = 5) -> Array:
+def sheet(rows: Sequence[Row], *, side: int = SIDE, columns: int = 5) -> Array:
     """uint8 [H, W, 3]: the rows under each other, with `columns` pictures a line.
 
     Small pictures are enlarged without blur. Titles and captions are cut where they are longer than
@@ -50,6 +51,12 @@ def sheet(rows: Sequence[Row], *, side: int = 112, columns: int = 5) -> Array:
         _draw(canvas, row, top, side, columns)
         top += height
     return np.asarray(canvas)
+
+
+def shrunk(picture: Array, side: int = SIDE) -> Array:
+    """What a sheet of such cells shows of uint8 [h, w, 1 or 3], so that it need not be kept whole;
+    a small picture stays as it is."""
+    return picture if max(picture.shape[:2]) <= side else np.asarray(_fit(picture, side))
 
 
 def save(path: str | Path, picture: Array) -> None:

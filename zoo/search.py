@@ -93,6 +93,7 @@ def refresh(
 ) -> Index:
     """The index of a folder's pictures as they are now, read from and written to `place`.
 
+    place: what is there and no such index is written over, see `check_place`.
     model: the `identity` of the weights. leave_out: a file that is no picture of the folder's.
     note: is told what is skipped or made anew. progress: of (pictures, all that are new).
     What was embedded is kept if it is interrupted. Raises ValueError where there is no folder, no
@@ -100,7 +101,7 @@ def refresh(
     """
     prepare([], reader.preprocess, channels=reader.channels)  # raises for what fits no picture
     key = _key(model, reader, folder)
-    found = pictures(folder, leave_out)
+    found = pictures(folder, leave_out, note)
     known = read(place, key, note)
     old = dict(zip(known.files.items(), known.embeddings, strict=True))
     kept = {name: old[name, stamp] for name, stamp in found.items() if (name, stamp) in old}
@@ -118,25 +119,30 @@ def refresh(
     return index
 
 
-def pictures(folder: Path, leave_out: Path | None = None) -> dict[str, Stamp]:
-    """Every picture below a folder, sorted by name; hidden files and folders are passed over.
+def pictures(folder: Path, leave_out: Path | None = None, note: Note = silent) -> dict[str, Stamp]:
+    """Every picture below a folder, sorted by name. Hidden files and folders are passed over, and
+    links to folders; folders that cannot be read are noted.
 
     Raises ValueError for no folder, and for one without pictures.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    found, left = {}, leave_out and leave_out.resolve()
-    for path in _files(folder):
+    found, left, closed = {}, leave_out and leave_out.resolve(), []
+    for path in _files(folder, closed.append):
         if path.resolve() != left and path.suffix.lower() in EXTENSIONS and path.is_file():
             facts = path.stat()
             found[path.relative_to(folder).as_posix()] = Stamp(facts.st_size, facts.st_mtime_ns)
+    reasons = [f"{error.filename}: {error.strerror}" for error in closed]
     if not found:
-        raise ValueError(f"there is no picture ({' '.join(EXTENSIONS)}) in {folder}")
+        none = f"there is no picture ({' '.join(EXTENSIONS)}) in {folder}"
+        raise ValueError("; ".join([none, *reasons]))
+    for reason in reasons:
+        note(f"skipped {reason}")
     return dict(sorted(found.items()))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
@@ -173,8 +179,14 @@ def _embedded(
 
 
 def place_of(model: str, reader: Reader, folder: Path) -> Path:
-    """Where the index of a folder is kept: in the user's own cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    """Where the index of a folder is kept: in the user's own cache. Raises ValueError where the
+    user has no home."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"there is no place for the index ({error}): set XDG_CACHE_HOME, or name one by --index"
+        ) from error
     return home / "flax-zoo" / "search" / f"{_key(model, reader, folder)[:32]}.npz"
 
 
@@ -208,18 +220,37 @@ def read(place: Path, key: str, note: Note = silent) -> Index:
     if not place.exists():
         return nothing
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            facts, embeddings = json.loads(arrays["facts"].tobytes()), arrays["embeddings"]
-        files = {name: Stamp(*stamp) for name, stamp in facts["files"].items()}
-        if embeddings.dtype != np.float32 or embeddings.shape[:1] != (len(files),):
-            raise ValueError(f"{embeddings.dtype} {embeddings.shape} for {len(files)} pictures")
+        written, index = _parsed(place)
     except Exception as error:  # NumPy raises nearly anything on damaged files
         note(f"the index {place} is damaged and made anew: {str(error) or type(error).__name__}")
         return nothing
-    if facts["key"] != key:
+    if written != key:
         note(f"the index {place} is of another model or folder and made anew")
         return nothing
-    return Index(files, embeddings)
+    return index
+
+
+def check_place(place: Path) -> None:
+    """Raises ValueError for a file that is there and no index: somebody else's, which `refresh`
+    would write over. An index of another model or folder is one."""
+    try:
+        if place.exists():
+            _parsed(place)
+    except Exception as error:  # as above
+        raise ValueError(
+            f"{place} is there already and is no index of pictures "
+            f"({str(error) or type(error).__name__}): give another path, or remove it"
+        ) from error
+
+
+def _parsed(place: Path) -> tuple[str, Index]:
+    """(key, index). Raises whatever a file that is no index leads to."""
+    with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        facts, embeddings = json.loads(arrays["facts"].tobytes()), arrays["embeddings"]
+    files = {name: Stamp(*stamp) for name, stamp in facts["files"].items()}
+    if embeddings.dtype != np.float32 or embeddings.shape[:1] != (len(files),):
+        raise ValueError(f"{embeddings.dtype} {embeddings.shape} for {len(files)} pictures")
+    return facts["key"], Index(files, embeddings)
 
 
 def _keep(place: Path, key: str, index: Index, note: Note) -> None:

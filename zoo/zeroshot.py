@@ -79,7 +79,8 @@ def _whole(model: Any) -> Callable[..., jax.Array]:
 
 def features(model: Any, variables: Any, images: Any, *, batch: int = 32) -> Array:
     """float32 [b, d], what a linear probe reads: the image embeddings of a pair of towers, or what
-    a model of pictures without a head returns.
+    a model of pictures without a head returns. Appendix A.3 probes CLIP's ViTs on what they have
+    before the projection into the common space; these have passed it and are of length 1.
 
     images: [b, H, W, channels], as `zoo.preprocess.prepare` gives them. Raises ValueError for a
     model with a head.
@@ -269,7 +270,8 @@ def _right(truth: Sequence[Any], queries: int, gallery: int) -> tuple[Array, Arr
 
 def nearest(queries: Array, gallery: Array, count: int, chunk: int = 1024) -> tuple[Array, Array]:
     """(places int64 [q, count] in the gallery, scores float64 [q, count]), the nearest first; of
-    equals the first. Memory: about `chunk` × `chunk` scores, one query's at least.
+    equals the first. Memory: about `chunk` × `chunk` scores, one query's at least, and the gallery
+    once more in float64.
 
     Raises ValueError for embeddings that are not finite or of another width.
     """
@@ -277,7 +279,8 @@ def nearest(queries: Array, gallery: Array, count: int, chunk: int = 1024) -> tu
     items, found = gallery.astype(np.float64).T, []
     for rows in chunks(len(queries), max(1, chunk * chunk // len(gallery))):
         scores = queries[rows].astype(np.float64) @ items
-        places = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        # Copied: a view would hold all places of all queries.
+        places = np.argsort(-scores, axis=1, kind="stable")[:, :count].copy()
         found.append((places, np.take_along_axis(scores, places, axis=1)))
     places, scores = zip(*found, strict=True)
     return np.concatenate(places), np.concatenate(scores)
@@ -328,7 +331,9 @@ def linear_probe(
     seed: int = 0,
     iterations: int = 1000,
 ) -> Probe:
-    """Multinomial logistic regression by L-BFGS, as section 3.2 and appendix A.3 judge features.
+    """Multinomial logistic regression by L-BFGS, the classifier of section 3.2 and appendix A.3.
+    What it reaches on `features` of a CLIP is no number of the paper's, whose ViTs are probed
+    before their projection.
 
     features: float [n, d] of training examples; labels: [n], of any kind. A share `holdout` of each
     class is cut off to choose among `strengths`, of equals the strongest penalty; the probe is then

@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent.parent
 COUNT, FEATURES, COARSEST, FINEST = 16, 2, 16, 2048
 PRIMES = (1, 2654435761, 805459861)
 UNCOUNTED = 3  # calls before those that count
+SEEDS = 4  # random directions of a fingerprint
+AGREE = 1e-4  # by which the sides may differ: a fraction of 2048 cells has some 1e-4 of rounding
 
 
 def inputs(points: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,10 +54,13 @@ def seconds(run: Callable[[], Any], repeats: int) -> list[float]:
     return found[UNCOUNTED:]
 
 
-def moments(x: Any) -> list[float]:
-    """Mean, and mean square, by which the sides are compared."""
-    x = np.asarray(x, np.float64)
-    return [float(x.mean()), float((x**2).mean())]
+def fingerprint(x: Any) -> list[float]:
+    """The length of x, and its direction along a few random ones: about 1 each. By these the sides
+    are compared; a wrong row, corner or weight changes them, wherever it is."""
+    x = np.asarray(x, np.float64).ravel()
+    length = np.linalg.norm(x)
+    ways = (np.random.default_rng(seed).standard_normal(x.size) for seed in range(SEEDS))
+    return [float(length), *(float(x @ way / length) for way in ways)]
 
 
 # Ours.
@@ -86,11 +91,11 @@ def ours(points: int, log_rows: int, repeats: int, sums: list[str]) -> dict[str,
 
     result: dict[str, Any] = {
         "forward": seconds(lambda: forward(x, table).block_until_ready(), repeats),
-        "encoded": moments(forward(x, table)),
+        "encoded": fingerprint(forward(x, table)),
     }
     for name in sums:
         result[f"backward, {name}"] = seconds(partial(run, name), repeats)
-        result[f"gradient, {name}"] = moments(run(name)[1])
+        result[f"gradient, {name}"] = fingerprint(run(name)[1])
     device = jax.devices()[0].device_kind
     return result | {"default": hashgrid.default_sums(), "device": device}
 
@@ -144,9 +149,9 @@ def theirs(points: int, log_rows: int, repeats: int, device: str) -> dict[str, A
     name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
     return {
         "forward": seconds(forward, repeats),
-        "encoded": moments(forward().cpu()),
+        "encoded": fingerprint(forward().cpu()),
         "backward": seconds(backward, repeats),
-        "gradient": moments(torch.cat(backward()).cpu()),
+        "gradient": fingerprint(torch.cat(backward()).cpu()),
         "device": name,
         "threads": torch.get_num_threads(),
     }
@@ -179,13 +184,21 @@ def main() -> None:
     print(json.dumps(summary(runs, options.points) | facts(options), indent=1))
 
 
-def summary(runs: dict[str, list[dict[str, Any]]], points: int) -> dict[str, Any]:
-    """Points a second of each side, and ours over theirs."""
+def compare(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises AssertionError unless the numbers of both sides agree, in encoding and gradients."""
     [mine, *_], [other, *_] = runs["ours"], runs["theirs"]
     for key, value in mine.items():
         kind = key.partition(",")[0]
         if kind in ("encoded", "gradient"):
-            np.testing.assert_allclose(value, other[kind], rtol=1e-4, err_msg=f"{key} differs")
+            np.testing.assert_allclose(
+                value, other[kind], rtol=AGREE, atol=AGREE, err_msg=f"{key} differs"
+            )
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], points: int) -> dict[str, Any]:
+    """Points a second of each side, and ours over theirs; what they computed must agree."""
+    compare(runs)
+    [mine, *_], [other, *_] = runs["ours"], runs["theirs"]
     speed = {
         name: {
             key: points / statistics.median([s for run in runs[side] for s in run[key]])

@@ -22,9 +22,9 @@ from tests.checkpoints import (
     saved,
 )
 from tests.golden.replay import HERE, Case, assert_seen, check_case, plant
-from zoo import tree
+from zoo import preprocess, tree
 from zoo.card import OPENAI, Card, Preprocess
-from zoo.layers import posemb
+from zoo.layers import norm, posemb
 from zoo.models import clip, gpt
 from zoo.weights import clip as table
 from zoo.weights import convert
@@ -141,7 +141,7 @@ FAULTS = {
     ),
     "embeddings of another length": (
         "clip_hf",
-        (clip, "return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))", "return 2 * x"),
+        (norm, "return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))", "return 2 * x"),
         "image",
     ),
     "log_scale as it is": (
@@ -185,7 +185,7 @@ TRAINING_FAULTS = {
         "jnp.exp(jax.lax.stop_gradient(self.log_scale))",
     ),
     "no gradient through the length": (
-        clip,
+        norm,
         "square = jnp.square(x)",
         "square = jnp.square(jax.lax.stop_gradient(x))",
     ),
@@ -285,6 +285,15 @@ def test_logits_are_scaled_products_of_embeddings(tiny):
     np.testing.assert_allclose(np.diag(logits), pairs[:2], rtol=1e-4)
     scale, bias = model.apply(variables, method="temperature")
     np.testing.assert_allclose((scale, bias), (20, 0), rtol=1e-6)
+
+
+def test_all_pairs_are_multiplied_in_full_precision(tiny):
+    """An accelerator rounds the factors to fewer bits unless it is told not to."""
+    model, variables = tiny
+    of_both = jnp.ones((2, 2, 4))
+    with jax.default_matmul_precision("default"):
+        pairs = jax.make_jaxpr(partial(model.apply, method="similarity"))(variables, *of_both)
+    assert "HIGHEST" in str(pairs)
 
 
 def test_training_starts_from_and_stays_within_the_published_temperatures():
@@ -506,6 +515,14 @@ def test_a_hugging_face_config_that_we_do_not_have_is_refused_by_key(
         zoo.load(tmp_path)
 
 
+def test_the_heads_that_an_open_clip_config_leaves_out_are_8(tmp_path):
+    model, variables = saved(clip, tmp_path, "openai", text_width=64, text_heads=8)
+    edit_tower(tmp_path, "text_cfg", **OPEN_CLIP, heads=None)
+    loaded_model, loaded = zoo.load(tmp_path)
+    assert loaded_model.config == replace(model.config, positions="antialias")
+    assert_same(loaded, variables)
+
+
 def test_names_without_a_config_are_refused(tmp_path):
     saved(clip, tmp_path, "hf")
     (tmp_path / "config.json").unlink()
@@ -574,15 +591,26 @@ def test_a_repository_with_both_layouts_gives_one_model(tmp_path):
         assert_same(loaded, variables)
 
 
-def test_an_export_leaves_nothing_of_another_layout(tmp_path):
-    saved(clip, tmp_path, "hf")
-    model, _ = saved(clip, tmp_path, "openai", gelu="erf")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "card.json",
-        "open_clip_config.json",
-        "open_clip_model.safetensors",
-    }
-    assert zoo.load(tmp_path)[0].config == replace(model.config, positions="antialias")
+EXPORTED = {  # beside a card
+    "hf": {"config.json", "model.safetensors", "preprocessor_config.json"},
+    "openai": {"open_clip_config.json", "open_clip_model.safetensors"},
+    "flax": {"config.json", "model.safetensors"},
+}
+
+
+@pytest.mark.parametrize("second", EXPORTED)
+@pytest.mark.parametrize("first", EXPORTED)
+def test_an_export_leaves_nothing_of_an_earlier_one(first, second, tmp_path):
+    """Also where the earlier one knew how pictures are prepared, and this one does not."""
+    model, card = clip.CLIP(clip.TINY), Card("clip", {}, preprocess=PUBLISHED_PICTURES)
+    erf, none = clip.CLIP(replace(clip.TINY, gelu="erf")), Card("clip", {})
+    zoo.save(model, random_variables(model), tmp_path, format=first, card=card)
+    for known, unwritten in ((card, set()), (none, {"preprocessor_config.json"})):
+        zoo.save(erf, random_variables(erf), tmp_path, format=second, card=known)
+        found = {path.name for path in tmp_path.iterdir()}
+        assert found == {"card.json"} | EXPORTED[second] - unwritten
+        kernel = KERNELS.get(second, "bicubic")
+        assert zoo.load(tmp_path)[0].config == replace(erf.config, positions=kernel)
 
 
 # How pictures are prepared.
@@ -619,8 +647,9 @@ def test_published_preprocessing_is_read(tmp_path):
         PUBLISHED_PICTURES,
         replace(PUBLISHED_PICTURES, crop=0.8, interpolation="bilinear"),
         replace(PUBLISHED_PICTURES, mode="squash", mean=(0.5,) * 3, std=(0.5,) * 3),
+        replace(PUBLISHED_PICTURES, size=(32, 16), mode="squash"),
     ],
-    ids=["published", "cut", "squashed"],
+    ids=["published", "cut", "squashed", "rectangle"],
 )
 def test_preprocessing_is_exported_for_transformers(pictures, tmp_path):
     model = clip.CLIP(clip.TINY)
@@ -628,6 +657,60 @@ def test_preprocessing_is_exported_for_transformers(pictures, tmp_path):
     zoo.save(model, random_variables(model), tmp_path, format="hf", card=card)
     (tmp_path / "card.json").unlink()
     assert zoo.card(tmp_path).preprocess == pictures
+
+
+@pytest.mark.parametrize("convention", preprocess.CONVENTIONS)
+@pytest.mark.parametrize("crop", [0.9, 0.85, 1.0])
+def test_a_picture_is_exported_as_large_as_it_is_here_before_the_cut(crop, convention, tmp_path):
+    """32 / 0.9 = 35.6 and 32 / 0.85 = 37.6: 36 and 38 where sides are rounded, 35 and 37 where they
+    are rounded down."""
+    model = clip.CLIP(clip.TINY)
+    pictures = replace(PUBLISHED_PICTURES, crop=crop, convention=convention)
+    card = Card("clip", {}, preprocess=pictures)
+    zoo.save(model, random_variables(model), tmp_path, format="hf", card=card)
+    edge = read(tmp_path / "preprocessor_config.json")["size"]["shortest_edge"]
+    assert edge == preprocess.resized((100, 100), pictures)[0]
+    (tmp_path / "card.json").unlink()
+    assert preprocess.resized((100, 100), zoo.card(tmp_path).preprocess) == (edge, edge)
+
+
+def test_a_rectangle_in_a_picture_that_keeps_its_shape_is_not_exported(tmp_path):
+    model = clip.CLIP(clip.TINY)
+    card = Card("clip", {}, preprocess=replace(PUBLISHED_PICTURES, size=(32, 16)))
+    zoo.save(model, random_variables(model), tmp_path, format="hf", card=card)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+
+
+def test_grey_pictures_are_exported_as_grey(tmp_path):
+    model = clip.CLIP(replace(clip.TINY, in_channels=1))
+    pictures = replace(PUBLISHED_PICTURES, mean=(0.5,), std=(0.25,))
+    card = Card("clip", {}, preprocess=pictures)
+    zoo.save(model, random_variables(model), tmp_path, format="hf", card=card)
+    written = read(tmp_path / "preprocessor_config.json")
+    assert (written["do_convert_rgb"], written["image_mean"]) == (False, [0.5])
+    (tmp_path / "card.json").unlink()
+    assert zoo.card(tmp_path).preprocess == pictures
+
+
+def test_what_open_clip_has_no_words_for_is_left_out_with_a_warning(tmp_path, caplog):
+    """And nothing else: the mean and std are not those of OpenAI in its place."""
+    model = clip.CLIP(clip.TINY)
+    half = {"mean": (0.5,), "std": (0.25,) * 3}
+    pictures = Preprocess(64, 0.9, "lanczos", **half, mode="squash")
+    card = Card("clip", {}, preprocess=pictures)
+    zoo.save(model, random_variables(model), tmp_path, format="openai", card=card)
+    assert "no words for size 64, crop 0.9, interpolation 'lanczos' of" in caplog.text
+    assert read(tmp_path / "open_clip_config.json")["preprocess_cfg"] == {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "resize_mode": "squash",
+    }
+    caplog.clear()
+    bilinear = replace(pictures, size=32, crop=1.0, interpolation="bilinear")
+    card = Card("clip", {}, preprocess=bilinear)
+    zoo.save(model, random_variables(model), tmp_path, format="openai", card=card)
+    written = read(tmp_path / "open_clip_config.json")["preprocess_cfg"]
+    assert written["interpolation"] == "bilinear" and not caplog.records
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash"])

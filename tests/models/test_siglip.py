@@ -23,7 +23,7 @@ from tests.golden.fill import fill
 from tests.golden.replay import HERE, Case, assert_seen, check_case, plant
 from zoo import registry, tree
 from zoo.card import Card, Preprocess
-from zoo.layers import posemb
+from zoo.layers import norm, posemb
 from zoo.models import siglip
 from zoo.spec import Variant
 from zoo.weights import convert
@@ -170,7 +170,7 @@ FAULTS = {
     ),
     "embeddings of any length": (
         "siglip_hf",
-        (siglip, "return x / jnp.linalg.norm(x, axis=-1, keepdims=True)", "return x"),
+        (norm, "return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))", "return x"),
         "image",
     ),
     "the scale for its logarithm": (
@@ -181,7 +181,7 @@ FAULTS = {
     "no bias of the pairs": ("siglip_hf", (siglip, "sum(axis=-1) + bias", "sum(axis=-1)"), "pairs"),
     "no bias of all pairs": (
         "siglip_hf",
-        (siglip, "image, text) + bias", "image, text)"),
+        (siglip, 'precision="highest") + bias', 'precision="highest")'),
         "logits",
     ),
     "texts for pictures": ("siglip_hf", (siglip, '"id,td->it"', '"id,td->ti"'), "logits"),
@@ -273,6 +273,19 @@ def test_logits_are_those_of_the_pairs_among_all(tiny):
     params = variables["params"]
     np.testing.assert_allclose((scale, bias), (np.exp(params["log_scale"]), params["bias"]), 1e-6)
     np.testing.assert_allclose(every, scale * np.asarray(image) @ np.asarray(text).T + bias, 1e-5)
+
+
+def test_all_pairs_are_multiplied_in_full_precision(tiny):
+    """An accelerator rounds the factors to fewer bits unless it is told not to."""
+    model, variables, _, (image, text, *_) = tiny
+    with jax.default_matmul_precision("default"):
+        pairs = jax.make_jaxpr(partial(model.apply, method="similarity"))(variables, image, text)
+    assert "HIGHEST" in str(pairs)
+
+
+def test_an_embedding_of_zeros_has_finite_gradients():
+    gradient = jax.grad(lambda x: siglip.unit(x).sum())(jnp.zeros((2, 3)))
+    assert np.isfinite(gradient).all() and not np.asarray(siglip.unit(jnp.zeros((2, 3)))).any()
 
 
 def test_embeddings_are_float32_and_of_length_1_in_bfloat16_too(tiny):
@@ -536,7 +549,7 @@ def test_what_a_published_config_leaves_out_is_as_in_the_base_model():
     assert table.hf_config(tensors, facts) == zoo.create("siglip_b16").config
 
 
-def test_how_pictures_are_prepared_is_exported_and_read_again(trunk, tmp_path):
+def test_how_pictures_are_prepared_is_exported_and_read_again(trunk, tmp_path, caplog):
     half = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     squash = Preprocess(32, 1.0, "bicubic", **half, mode="squash")
     model = siglip.SigLIP(replace(siglip.TINY, gelu="erf"))
@@ -545,8 +558,46 @@ def test_how_pictures_are_prepared_is_exported_and_read_again(trunk, tmp_path):
             folder, card = tmp_path / f"{format}{i}", Card("siglip", {}, preprocess=known)
             zoo.save(model, random_variables(model), folder, format=format, card=card)
             (folder / "card.json").unlink()
-            expected = replace(squash, convention=convention) if known == squash else None
+            expected = replace(squash, convention=convention)
+            if known is None or (format == "hf" and known != squash):
+                expected = None
             assert zoo.card(folder).preprocess == expected
+    assert caplog.text.count("no words for crop 0.9 of") == 1
+
+
+def test_grey_pictures_are_exported_as_grey(tmp_path):
+    model = siglip.SigLIP(replace(siglip.TINY, in_channels=1))
+    grey = Preprocess(32, 1.0, "bicubic", (0.5,), (0.25,), "squash", "transformers")
+    card = Card("siglip", {}, preprocess=grey)
+    zoo.save(model, random_variables(model), tmp_path, format="hf", card=card)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (written["do_convert_rgb"], written["image_mean"]) == (False, [0.5])
+    (tmp_path / "card.json").unlink()
+    assert zoo.card(tmp_path).preprocess == grey
+
+
+def test_what_open_clip_cannot_resize_by_is_left_out_with_a_warning(trunk, tmp_path, caplog):
+    model = siglip.SigLIP(replace(siglip.TINY, gelu="erf"))
+    known = Preprocess(32, 1.0, "lanczos", (0.5,) * 3, (0.25,) * 3, "squash")
+    card = Card("siglip", {}, preprocess=known)
+    zoo.save(model, random_variables(model), tmp_path, format="open_clip", card=card)
+    assert "no words for interpolation 'lanczos' of" in caplog.text
+    assert json.loads((tmp_path / "open_clip_config.json").read_text())["preprocess_cfg"] == {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "resize_mode": "squash",
+    }
+
+
+@pytest.mark.parametrize("first, second", [("hf", "open_clip"), ("open_clip", "hf")])
+def test_an_export_leaves_nothing_of_an_earlier_one(first, second, trunk, tmp_path):
+    model = siglip.SigLIP(replace(siglip.TINY, gelu="erf"))
+    squash = Preprocess(32, 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3, "squash")
+    card = Card("siglip", {}, preprocess=squash)
+    for format, folder in ((first, "both"), (second, "both"), (second, "alone")):
+        zoo.save(model, random_variables(model), tmp_path / folder, format=format, card=card)
+    both, alone = ({x.name for x in (tmp_path / y).iterdir()} for y in ("both", "alone"))
+    assert both == alone
 
 
 def test_counts_are_those_of_the_reference():

@@ -109,13 +109,17 @@ def open_source(cfg: Pairs) -> Captioned:
 
 
 def as_captions(value: Any, where: object) -> tuple[str, ...]:
-    """Of a text or a list of texts, as str or UTF-8. Raises Flawed for what is none, and where none
-    says anything."""
+    """Of a text or a list of texts, as str or UTF-8, each once. Raises Flawed for what is none, and
+    where none says anything."""
     several = value if isinstance(value, list | tuple | np.ndarray) else [value]
     found = [_as_text(each, where) for each in several if each is not None]
     if not any(text.strip() for text in found):
         raise Flawed(where, NO_CAPTION)
-    return tuple(text for text in found if text.strip())
+    return each_once(text for text in found if text.strip())
+
+
+def each_once(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
 
 
 def _as_text(value: Any, where: object) -> str:
@@ -149,6 +153,11 @@ def cut(places: np.ndarray, stored: np.ndarray, cfg: Pairs) -> dict[str, np.ndar
     ConfigError where one is left empty.
     """
     train, validation, test = range(len(SPLITS))
+    if train not in stored:
+        raise ConfigError(
+            f"data.source: of the {len(stored)} pictures of {cfg.source!r} none is to train on: "
+            "its column `split` says train nowhere; write it there, or leave the column out"
+        )
     stored = stored.copy()
     if test not in stored:
         stored[stored == validation] = test
@@ -263,7 +272,7 @@ def open_pairs(name: str, cfg: Pairs) -> Captioned:
                 f"data.source: {where} puts {row.image} in {row.split}, but an earlier line in "
                 f"{before.split}"
             )
-        found[row.image] = row._replace(captions=before.captions + row.captions)
+        found[row.image] = row._replace(captions=each_once(before.captions + row.captions))
     views = [[View(path.parent / image, row.captions)] for image, row in found.items()]
     places = np.array([unit_hash(image) for image in found])
     stored = np.array([SPLITS.index(row.split) for row in found.values()], np.int8)
@@ -297,7 +306,7 @@ def _below(image: Any, where: str) -> str:
     """A path of a picture, written plainly. Raises ConfigError for one that leads elsewhere."""
     if not isinstance(image, str) or not image.strip():
         raise ConfigError(f"data.source: {where} names no picture, but {image!r:.80}")
-    path = PurePosixPath(image)
+    path = PurePosixPath(corpora.as_text(image, f"data.source: the path in {where}"))
     if path.is_absolute() or ".." in path.parts:
         raise ConfigError(
             f"data.source: {where} names {image}, but paths are relative to the file's folder and "

@@ -28,7 +28,7 @@ from train.data.posed_views import (
     pictures_folder,
     rigid,
 )
-from train.data.sources import bad_source
+from train.data.sources import EXTENSIONS, bad_source
 
 PARAMETERS = {  # the camera models that are read, and the order of their parameters
     "SIMPLE_PINHOLE": "f cx cy",
@@ -47,7 +47,7 @@ UNIT = 1e-3  # by which the length of a quaternion may differ from 1
 
 def check(path: str, cfg: Data) -> None:
     """Raises ConfigError unless a model and pictures are there."""
-    root = check_folder(path, cfg, "images")
+    root = check_folder(path, cfg, "images/")
     if find_model(root) is None:
         raise bad_source(cfg, f"there is no sparse/0/cameras.bin or .txt in {root}", Missing)
 
@@ -57,9 +57,10 @@ def read(path: str, factor: int) -> Found:
     root = on_disk(path, "data.source")
     pictures, points = read_model(find_model(root) or root)
     folder, shrink = pictures_folder(root, factor)
+    files = files_of(folder, [name for _, name, _, _ in pictures])
     views = [
-        View(where, picture_of(folder, name), pose, partial(same, lens))
-        for where, name, pose, lens in pictures
+        View(where, file, pose, partial(same, lens))
+        for (where, _, pose, lens), file in zip(pictures, files, strict=True)
     ]
     return Found(views, *around(np.stack([view.pose for view in views]), points), shrink)
 
@@ -68,12 +69,15 @@ def same(lens: Lens, _: tuple[int, int]) -> Lens:
     return lens  # which knows the size of its pictures
 
 
-def picture_of(folder: Path, name: str) -> Path:
-    """The file of that name, else one that differs in its ending: smaller copies may be PNG."""
-    path = folder / name
-    if path.is_file() or not path.parent.is_dir():
-        return path
-    return next((other for other in sorted(path.parent.iterdir()) if other.stem == path.stem), path)
+def files_of(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of those names, else pictures that differ in the ending: smaller copies may be
+    PNG."""
+    paths = [folder / name for name in names]
+    if all(path.is_file() for path in paths):
+        return paths
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    by_stem = {path.with_suffix(""): path for path in reversed(pictures)}
+    return [path if path.is_file() else by_stem.get(path.with_suffix(""), path) for path in paths]
 
 
 # ---- the model ----
@@ -167,6 +171,13 @@ def check_model(path: Path, number: int, model: str) -> None:
         )
 
 
+def contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
 # ---- binary ----
 
 
@@ -174,7 +185,7 @@ class Binary:
     """A file of little-endian numbers, read one after the other."""
 
     def __init__(self, path: Path):
-        self.path, self.data, self.at = path, path.read_bytes(), 0
+        self.path, self.data, self.at = path, contents(path), 0
 
     def take(self, form: str) -> tuple[Any, ...]:
         """The next values, of a form as `struct` has it."""
@@ -253,14 +264,30 @@ def text_cameras(path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 def text_images(path: Path) -> Iterator[tuple[Any, ...]]:
-    """As `binary_images`. Every second line has the points that a picture shows, or is empty."""
+    """As `binary_images`. Every second line has the points that a picture shows, or is empty; where
+    one is left out, all that follow would be taken for the other kind."""
 
     def parse(line: str) -> tuple[Any, ...]:
         number, *values, camera, name = line.strip().split(maxsplit=9)
         w, x, y, z, a, b, c = (float(value) for value in values)
         return int(number), (w, x, y, z), (a, b, c), int(camera), name
 
-    return parsed(path, lines(path)[::2], parse)
+    rows = lines(path)
+    for number, line in rows[1::2]:
+        if not are_points(line):
+            raise ConfigError(
+                f"{path}, line {number}: {line[:80]!r} is no list of points (x y number, …), as "
+                "every second line must be, empty where there are none: export the model again"
+            )
+    return parsed(path, rows[::2], parse)
+
+
+def are_points(line: str) -> bool:
+    """Three numbers for each, or nothing at all."""
+    try:
+        return len([float(word) for word in line.split()]) % 3 == 0
+    except ValueError:
+        return False
 
 
 def text_points(path: Path) -> Iterator[tuple[float, ...]]:
@@ -275,7 +302,7 @@ def text_points(path: Path) -> Iterator[tuple[float, ...]]:
 
 def lines(path: Path) -> list[tuple[int, str]]:
     """(number, line) of all lines that are no comments."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = contents(path).decode("utf-8", "surrogateescape")
     return [row for row in enumerate(text.split("\n"), 1) if not row[1].startswith("#")]
 
 

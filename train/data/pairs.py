@@ -151,7 +151,7 @@ def each_caption(split: Split) -> Iterator[tuple[str, ...]]:
             views = split[i]["views"]
         except Unreadable:
             continue
-        yield tuple(dict.fromkeys(caption for view in views for caption in view.captions))
+        yield captions.each_once(caption for view in views for caption in view.captions)
 
 
 def most_captions(split: Split) -> int:

@@ -29,32 +29,42 @@ Item = TypeVar("Item")
 # (example, what is random about it) → (its picture, what else a batch holds of it)
 Read = Callable[[Example, np.random.Generator], tuple[Picture, Mapping[str, Any]]]
 
-UNREADABLE_SHARE = 0.01  # of a split: more unreadable examples than this end the run
+UNREADABLE_SHARE = 0.01  # of what was read: more unreadable examples than this end the run
+ENOUGH = 1000  # examples that tell such a share
 SHOWN = 3  # unreadable examples that a message names
 BROKEN = "broken"  # the kind of what Unreadable says, unless it says more
 
 
 class UnreadableData(ConfigError):
-    """More than UNREADABLE_SHARE of a split cannot be used."""
+    """More than UNREADABLE_SHARE of what was read cannot be used."""
 
 
 class Skips:
-    """The unreadable examples of a split, counted once each; safe to share between threads."""
+    """The unreadable examples of a split, counted once each; safe to share between threads.
 
-    def __init__(self, name: str, length: int):
+    floor: examples that their share is taken of until more are read, for a process that reads a
+    part of the split; None: all of it.
+    """
+
+    def __init__(self, name: str, length: int, floor: int | None = None):
         self.name, self.length = name, length
-        self._reasons: dict[int, Unreadable] = {}
+        self.floor = length if floor is None else floor
+        self.read = 0  # different examples, also those that could be used
+        self._read = bytearray(-(-length // 8))  # a bit for each example
+        # Words alone: an error would keep what was read, by the frames that it went through.
+        self._kinds: dict[int, str] = {}
+        self._first: list[str] = []
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
-        return len(self._reasons)
+        return len(self._kinds)
 
     @property
     def kinds(self) -> dict[str, int]:
         """How many there are of each kind: "broken", "without caption"."""
         with self._lock:
-            return Counter(getattr(error, "kind", BROKEN) for error in self._reasons.values())
+            return Counter(self._kinds.values())
 
     @property
     def summary(self) -> str:
@@ -69,16 +79,26 @@ class Skips:
     def first(self) -> list[str]:
         """The first few, with their reasons."""
         with self._lock:
-            return [f"example {i}: {why}" for i, why in list(self._reasons.items())[:SHOWN]]
+            return list(self._first)
+
+    def see(self, index: int) -> None:
+        """Notes that an example is read, whether it can be used or not."""
+        byte, bit = index >> 3, 1 << (index & 7)
+        with self._lock:
+            self.read += not self._read[byte] & bit
+            self._read[byte] |= bit
 
     def add(self, index: int, error: Unreadable) -> None:
-        """Notes an example. Raises UnreadableData when there are too many."""
+        """Notes an example that cannot be used. Raises UnreadableData when there are too many."""
         with self._lock:
-            self._reasons[index] = error
-        if self.count > UNREADABLE_SHARE * self.length:
+            if index not in self._kinds and len(self._first) < SHOWN:
+                self._first.append(f"example {index}: {error}")
+            self._kinds[index] = getattr(error, "kind", BROKEN)
+        # What is read later can only lower the share: so it is asked here alone, and at once.
+        if self.count > UNREADABLE_SHARE * max(self.read, self.floor):
             raise UnreadableData(
-                f"data.source: {self.summary}, more than {UNREADABLE_SHARE:.0%}: "
-                f"{'; '.join(self.first)}; repair or remove them"
+                f"data.source: {self.summary}, more than {UNREADABLE_SHARE:.0%} of the {self.read} "
+                f"that were read: {'; '.join(self.first)}; repair or remove them"
             )
 
 
@@ -114,6 +134,7 @@ def picture_shape(
 def _decoded(
     split: Split, index: int, rng: np.random.Generator, cfg: Pictures, skips: Skips, read: Read
 ) -> tuple[np.ndarray, Mapping[str, Any]] | None:
+    skips.see(index)
     try:
         picture, rest = read(split[index], rng)
         return decode(picture, cfg.channels), rest
@@ -249,7 +270,7 @@ def train_stream(
         )
     shape = picture_shape(split, cfg, name, read)
     transform = train_transform(cfg)
-    skips = Skips(name, len(split))
+    skips = Skips(name, len(split), min(ENOUGH, len(split)))
 
     def load(index: int, rng: np.random.Generator) -> dict[str, Any] | None:
         found = _decoded(split, index, rng, cfg, skips, read)
@@ -282,6 +303,9 @@ def eval_batches(
     `skips` counts what was unreadable. Raises as `train_stream` does.
     """
     skips = skips or Skips("validation", len(split))
+    # Stored neighbours may share a flaw, so a process looks at all of its part; of a small one not
+    # a single picture would be allowed.
+    skips.floor = max(-(-len(split) // process_count), min(ENOUGH, len(split)))
     batch_size = local_size(cfg, process_count)
     image, rest = first_readable(split, cfg, skips.name, read)
     shape = image.shape

@@ -27,7 +27,7 @@ from PIL import Image
 
 from train.config import ConfigError, Data, Missing, on_disk
 from train.data import colmap, posed_blender, posed_llff, raytrace, sources
-from train.data.posed_views import Array, Box, Frame, Lens, View
+from train.data.posed_views import Array, Box, Frame, Lens, View, read_array
 
 SPLITS = ("train", "validation", "test")
 EVERY = 8  # of LLFF and Mip-NeRF 360: one view of so many is a test view
@@ -49,7 +49,8 @@ class Scene:
     frame       from the source's world to this one
     background  what is behind transparent pixels: one of BACKGROUNDS
     depth       float32 [n, h, w] where it is known: distance along the unit ray to what the centre
-                of a pixel shows, in this world's unit; infinite for nothing
+                of a pixel shows, in this world's unit; infinite for nothing. Where pictures were
+                made smaller, that of the large pixel nearest to the centre
     """
 
     images: Array
@@ -100,6 +101,8 @@ def open_scene(
         raise ConfigError(f"data.factor is {factor}, but pictures become 1, 2, … times smaller")
     if background not in (None, *BACKGROUNDS):
         raise ConfigError(f"data.background = {background!r}: one of {', '.join(BACKGROUNDS)}")
+    if not 0 < holdout < 1:
+        raise ConfigError(f"data.holdout = {holdout}: a share between 0 and 1")
     kind, argument = sources.choose(Data(source=source), SCENES)
     path = argument or str(raytrace.prepare(cache_root(cache), recipe or raytrace.Recipe()))
     views, frame, box, shrink = kind.open(path, factor)
@@ -243,24 +246,24 @@ def read_distances(
 ) -> Array | None:
     """float32 [n, h, w] in our unit; None unless every view has its distances.
 
-    Of a square of pixels the mean, which is infinite where one of them shows nothing.
+    Of a square of pixels that which is nearest to its centre, or one of the four that are: a mean
+    over an edge would be a distance at which nothing is.
     """
-    paths = [view.distance for view in views if view.distance]
+    paths = [(view.distance, view.where) for view in views if view.distance]
     if len(paths) < len(views):
         return None
-    found = [in_squares(read_distance(path, size), shrink).mean(2) for path in paths]
+    central = shrink // 2 * (shrink + 1)
+    found = [in_squares(read_distance(*path, size), shrink)[:, :, central] for path in paths]
     return (np.stack(found) * frame.scale).astype(np.float32)
 
 
-def read_distance(path: Path, size: tuple[int, int]) -> Array:
-    try:
-        distance = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+def read_distance(path: Path, where: str, size: tuple[int, int]) -> Array:
+    """float64 [h, w] of a view's file. Raises ConfigError, which names both, for any other."""
+    distance = read_array(path, f"{where}: {path}")
     if distance.shape != size[::-1] or distance.dtype.kind != "f":
         raise ConfigError(
-            f"{path} is {distance.dtype} {distance.shape}, but its picture has {size[0]}×{size[1]} "
-            "pixels, each of which needs a distance"
+            f"{where}: {path} is {distance.dtype} {distance.shape}, but its picture has "
+            f"{size[0]}×{size[1]} pixels, each of which needs a distance"
         )
     return distance.astype(np.float64)
 

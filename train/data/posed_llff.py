@@ -21,6 +21,7 @@ from train.data.posed_views import (
     around,
     check_folder,
     pictures_folder,
+    read_array,
     rigid,
 )
 from train.data.sources import EXTENSIONS
@@ -31,7 +32,7 @@ NAME = "poses_bounds.npy"
 def check(path: str, cfg: Data) -> None:
     """Raises ConfigError unless poses and pictures are there."""
     check_folder(path, cfg, NAME)
-    check_folder(path, cfg, "images")
+    check_folder(path, cfg, "images/")
 
 
 def read(path: str, factor: int) -> Found:
@@ -63,10 +64,7 @@ def read(path: str, factor: int) -> Found:
 
 def read_rows(path: Path) -> Array:
     """float64 [n, 17], n > 0. Raises ConfigError for any other file."""
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    rows = read_array(path, str(path))
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows) or rows.dtype.kind not in "fiu":
         raise ConfigError(f"{path} is {rows.dtype} {rows.shape}, but must have 17 numbers a view")
     return rows.astype(np.float64)

@@ -1,7 +1,7 @@
 """What every source of posed pictures says of them: views that are not opened yet, and where the
 scene lies in the source's world."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,14 +78,18 @@ class Found(NamedTuple):
 
 # ---- where the scene lies ----
 
-CUBE = 1 / 0.33  # units of a file: the side of instant-ngp's cube; NeRF-synthetic lies in it
+PER_UNIT, MIDDLE = 0.33, (0.5, 0.5, 0.5)  # instant-ngp's scale and offset, if none are stated
 PARALLEL = 1e-2  # the least eigenvalue with which lines of sight meet: they differ by 6° or so
 
 
-def in_cube(sides: float) -> tuple[Frame, Box]:
-    """Where instant-ngp's cube around the origin becomes [-1, 1]³; the box has `sides` of its."""
+def in_cube(
+    sides: float, scale: float = PER_UNIT, offset: Sequence[float] = MIDDLE
+) -> tuple[Frame, Box]:
+    """Where instant-ngp's cube becomes [-1, 1]³: all `scale · p + offset` in [0, 1]³, in which
+    NeRF-synthetic lies. The box has `sides` of its."""
     corner = np.full(3, sides, np.float32)
-    return Frame(np.eye(3), 2 / CUBE, np.zeros(3)), (-corner, corner)
+    middle = (0.5 - np.asarray(offset, np.float64)) / scale
+    return Frame(np.eye(3), 2 * scale, middle), (-corner, corner)
 
 
 def around(poses: Array, points: Array) -> tuple[Frame, Box]:
@@ -109,12 +113,15 @@ def around(poses: Array, points: Array) -> tuple[Frame, Box]:
 def looked_at(places: Array, directions: Array, points: Array) -> Array:
     """The point [3] that is nearest to all lines of sight, in the sense of least squares.
 
-    Where these are nearly parallel: the middle of the points, else that of the cameras.
+    Where these are nearly parallel, or most cameras have that point behind them, because they look
+    away from one another: the middle of the points, else that of the cameras.
     """
     across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
     mean = across.mean(0)
     if np.linalg.eigvalsh(mean)[0] > PARALLEL:
-        return np.linalg.solve(mean, np.einsum("nij,nj->i", across, places) / len(places))
+        met = np.linalg.solve(mean, np.einsum("nij,nj->i", across, places) / len(places))
+        if np.mean(((met - places) * directions).sum(1) > 0) > 0.5:
+            return met
     return np.median(points, axis=0) if len(points) else places.mean(0)
 
 
@@ -176,13 +183,26 @@ def number(
 
 
 def check_folder(path: str, cfg: Data, *names: str) -> Path:
-    """The folder. Raises ConfigError where it is not there, or has none of these."""
+    """The folder. Raises ConfigError where it is not there, or has none of these files, or of these
+    folders, whose names end in a slash."""
     root = on_disk(path, "data.source")
     if not root.is_dir():
         raise bad_source(cfg, f"there is no folder {root}", Missing)
-    if not any((root / name).exists() for name in names):
+    if not any(
+        (root / name).is_dir() if name[-1] == "/" else (root / name).is_file() for name in names
+    ):
         raise bad_source(cfg, f"there is no {' and no '.join(names)} in {root}", Missing)
     return root
+
+
+def read_array(path: Path, called: str) -> Array:
+    """The array of a .npy file. Raises ConfigError, which begins with `called`, for anything else:
+    archives, pickles, what is cut short."""
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{called} cannot be read: {error}") from error
 
 
 def pictures_folder(root: Path, factor: int) -> tuple[Path, int]:

@@ -96,8 +96,11 @@ def _kept(path: Path, name: str) -> np.ndarray:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{uuid.uuid4().hex}.npy")
-        np.save(partial, entries)
-        os.replace(partial, file)
+        try:
+            np.save(partial, entries)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
     return entries
 
 

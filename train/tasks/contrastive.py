@@ -1,10 +1,11 @@
 """Contrastive learning: which text belongs to which picture, among all of a batch."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from train.config import ConfigError, Pairs, Setup, Task
+
+JUDGED = 1024  # texts whose logits exist at a time in an evaluation, which is on one device
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,6 @@ class Contrastive(Task):
         from train import contrastive, language, retrieval, supervised
 
         cfg, data = setup.experiment, setup.data
-        if self.chunk and cfg.data.batch_size % self.chunk:
-            raise ConfigError(
-                f"data.batch_size is {cfg.data.batch_size}: not a multiple of task.chunk "
-                f"{self.chunk}"
-            )
         model = language.create(setup, facts(setup))
         check_end(model.config, data.tokenizer)
         apply, loss_of = supervised.applied(setup, model), contrastive.LOSSES[self.loss]
@@ -70,12 +66,15 @@ class Contrastive(Task):
             return value, (moved, {"accuracy": hits, "scale": scale})
 
         def judged(image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-            return loss_of(image, text, scale, bias, chunk=math.gcd(self.chunk, len(image)))
+            kept, chunk = in_even_chunks(len(image))
+            return loss_of(image[:kept], text[:kept], scale, bias, chunk=chunk)
 
         evaluators = retrieval.evaluators(data, apply, judged, self.gallery)
         # The loss goes through the micro-batches by itself.
         whole = replace(cfg, step=replace(cfg.step, accumulate=1))
         try:
+            if self.loss == "sigmoid":
+                check_bias(model, inputs, data.spec())
             task = supervised.trained(
                 setup._replace(experiment=whole),
                 model,
@@ -93,21 +92,50 @@ class Contrastive(Task):
 
 
 def facts(setup: Setup) -> dict[str, Any]:
-    """What the data say of the model, and of text where its options do not."""
+    """What the data say of the model, and of text where its options do not.
+
+    A page that looks for the end of a text (CLIP) takes rows that are shorter than its context: so
+    that stays the variant's, for weights that have it, unless the rows are longer.
+    """
+    import zoo
     from zoo import registry
 
     model, data = setup.experiment.model, setup.data
     height, width, channels = data.shape
     if height != width:
         raise ConfigError(f"data.image_size: pictures are {height}×{width}; set it to one size")
-    of_text = {"context": data.length, "eos": data.tokenizer.specials.eos}
+    has, context = registry.entry(model.name).fields, data.length
+    if "end" in has:
+        context = max(context, zoo.create(model.name).config.context)
+    of_text = {"context": context, "eos": data.tokenizer.specials.eos}
     known = {key: model.options.get(key, value) for key, value in of_text.items()}
-    has = registry.entry(model.name).fields
     return {
         "image_size": height,
         "in_channels": channels,
         **{key: value for key, value in known.items() if key in has and value is not None},
     }
+
+
+def in_even_chunks(count: int) -> tuple[int, int]:
+    """(pairs that are kept, a chunk that divides them, at most JUDGED; 0: all at once) of `count`
+    pairs: of them fewer are left out than there are chunks."""
+    chunks = -(-count // JUDGED)
+    return (count, 0) if chunks == 1 else (count - count % chunks, count // chunks)
+
+
+def check_bias(model: Any, inputs: Any, spec: Any) -> None:
+    """Raises ConfigError for a pair of towers that learns no bias: the sigmoid loss would take
+    almost all pairs, which are mismatches, for half a match."""
+    import jax
+
+    def params(batch: Any) -> Any:
+        return model.init(jax.random.key(0), *(x[:1] for x in inputs(batch)))["params"]
+
+    if "bias" not in jax.eval_shape(params, spec):
+        raise ConfigError(
+            f'task.loss is "sigmoid", but {type(model).__name__} has no bias to learn, which that '
+            'loss needs: set it to "softmax", or take a model such as siglip_b16'
+        )
 
 
 def check_end(config: Any, tokenizer: Any) -> None:

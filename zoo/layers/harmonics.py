@@ -14,7 +14,8 @@ def spherical_harmonics(directions: jax.Array) -> jax.Array:
     """The first four degrees, "degree 4" in the paper: [..., 3] → [..., 16], in the directions'
     dtype, computed in float32 at least.
 
-    directions: of length 1, by the caller; others give finite numbers that mean nothing.
+    directions: of length 1, by the caller; others give numbers that mean nothing, and that float32
+    holds only up to lengths of about 1e12: the third degree has their cubes.
     The numbers go by degree l, then by order m from −l to l, without the Condon–Shortley phase;
     the integral of a product of two over the sphere is 1 for the same, else 0.
     """

@@ -103,11 +103,11 @@ def encode(
     float32 at least.
 
     A point outside is taken for the nearest one inside, with gradient 0 along the axes on which it
-    is outside. Differentiable with respect to table and points.
+    is outside. Differentiable with respect to points in both modes, to the table in reverse mode.
     sums: a key of `SUMS`, None for the backend's own (`default_sums`).
-    Raises ValueError for a table or levels of other sizes.
+    Raises ValueError for a table or levels of other sizes, and for other sums.
     """
-    _check(table, points, levels)
+    _check(table, points, levels, sums)
     # Level by level, corner by corner: XLA then computes, looks up and adds in one loop that stores
     # neither rows nor weights; on a CPU that is several times as fast as one array of all corners.
     tables = jnp.split(table, [level.first for level in levels[1:]])
@@ -118,7 +118,9 @@ def encode(
     return jnp.concatenate(features, axis=1)
 
 
-def _check(table: jax.Array, points: jax.Array, levels: Sequence[Level]) -> None:
+def _check(table: jax.Array, points: jax.Array, levels: Sequence[Level], sums: str | None) -> None:
+    if sums is not None and sums not in SUMS:
+        raise ValueError(f"sums is {sums!r}, but must be None or one of {', '.join(SUMS)}")
     if points.ndim != 2 or points.shape[1] not in (2, 3):
         raise ValueError(f"points have shape {points.shape}, but a hash grid takes [n, 2 or 3]")
     d, most = points.shape[1], max(level.rows for level in levels)
@@ -240,7 +242,12 @@ def default_sums() -> str:
     times on the coarse levels: there the sums are sorted.
     """
     loops = (0, 10, 2) <= _jaxlib() <= (0, 11, 0)
-    return "sort" if loops and jax.default_backend() == "gpu" else "scatter"
+    return "sort" if loops and "cuda" in _platform() else "scatter"
+
+
+def _platform() -> str:
+    """Of the default backend: has "cuda" or "rocm" in it where `jax.default_backend()` is "gpu"."""
+    return jax.devices()[0].client.platform_version
 
 
 def _jaxlib() -> tuple[int, ...]:

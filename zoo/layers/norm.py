@@ -64,5 +64,12 @@ class RMSNorm(nn.Module):
         return y.astype(x.dtype) * _row(scale, y).astype(x.dtype)
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors [..., e] as float32 of length 1; one that is 0 stays 0, its gradient finite."""
+    x = x.astype(jnp.float32)
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def _row(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))

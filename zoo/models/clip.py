@@ -30,7 +30,7 @@ from zoo.layers.attention import Attention, attend
 from zoo.layers.conv import Conv
 from zoo.layers.drop import keep_patches
 from zoo.layers.mlp import Mlp, gelu, gelu_tanh
-from zoo.layers.norm import BatchNorm
+from zoo.layers.norm import BatchNorm, unit
 from zoo.layers.posemb import Grid, check_image, cut, prepend, resize_positions, stretch
 from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import TRANSFORMER, Count, Input, Size, Variant, sides
@@ -133,7 +133,7 @@ class CLIP(nn.Module):
     def similarity(self, image: jax.Array, text: jax.Array) -> jax.Array:
         """Logits of all pairs, float32 [i, t], of embeddings [i, e] and [t, e]."""
         scale, bias = self.temperature()
-        return scale * jnp.einsum("id,td->it", image, text) + bias
+        return scale * jnp.einsum("id,td->it", image, text, precision="highest") + bias
 
 
 class TextTower(nn.Module):
@@ -317,13 +317,6 @@ def project(config: Config, x: jax.Array) -> jax.Array:
 def average(x: jax.Array, side: int) -> jax.Array:
     """Means over side × side, [b, h, w, c] → [b, h/side, w/side, c]."""
     return reduce(x, "b (h s) (w t) c -> b h w c", "mean", s=side, t=side)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors [b, e] as float32 of length 1; one that is 0 stays 0."""
-    x = x.astype(jnp.float32)
-    square = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ b pictures or texts · n patches, H/p · W/p · m tokens, always as many as the 
 the common space and of the image tower, which has no projection · d width of the text tower.
 All tokens of a text see each other, its padding too, which it was trained with.
 Differs from the paper: nothing; what it leaves to the authors' code is as there
-(github.com/google-research/big_vision at 0127fb6: models/vit.py, models/proj/image_text).
+(github.com/google-research/big_vision at 0127fb6: models/vit.py, models/proj/image_text), but that
+a length is kept from 0 by a bound of 1e-12, where they add 1e-8 to it.
 """
 
 import math
@@ -27,6 +28,7 @@ from einops import rearrange
 from zoo.layers.attention import Attention, attend
 from zoo.layers.drop import keep_patches
 from zoo.layers.mlp import Mlp, gelu, gelu_tanh
+from zoo.layers.norm import unit
 from zoo.layers.posemb import Grid, cut, resize_positions
 from zoo.layers.stack import Mode, Remat, stack
 from zoo.spec import TRANSFORMER, Input, Size, Variant, sides
@@ -112,7 +114,7 @@ class SigLIP(nn.Module):
     def similarity(self, image: jax.Array, text: jax.Array) -> jax.Array:
         """Logits of all pairs, float32 [i, t], of embeddings [i, e] and [t, e]."""
         scale, bias = self.temperature()
-        return scale * jnp.einsum("id,td->it", image, text) + bias
+        return scale * jnp.einsum("id,td->it", image, text, precision="highest") + bias
 
 
 class ImageTower(nn.Module):
@@ -226,12 +228,6 @@ class Probe(nn.Module):
             for name, y in (("q", probe), ("k", x), ("v", x))
         )
         return dense(name="out")(rearrange(attend(q, k, v), "b 1 h c -> b (h c)"))
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors [b, e] as float32 of length 1."""
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 GELUS = {"tanh": gelu_tanh, "erf": gelu}

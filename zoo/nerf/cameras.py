@@ -7,7 +7,6 @@ has them. A camera's axes broadcast against those of what it is asked for, as Nu
 takes a whole picture of pixels [h, w, 2], and b cameras take one pixel each, [b, 2].
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,15 +62,6 @@ def pixel_centres(height: int, width: int) -> jax.Array:
     """[height, width, 2], (x, y); the first one is (0.5, 0.5)."""
     x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
     return jnp.stack([x, y], axis=-1)
-
-
-def intrinsics(angle: float, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """focal and centre, float32 [2], of square pixels and a horizontal angle of view in radians:
-    Blender's `camera_angle_x`. Raises ValueError for an angle that no picture has."""
-    if not 0 < angle < math.pi:
-        raise ValueError(f"an angle of view lies between 0 and π radians; this one is {angle}")
-    focal = width / 2 / math.tan(angle / 2)
-    return np.full(2, focal, np.float32), np.asarray([width / 2, height / 2], np.float32)
 
 
 def select(cameras: Camera, index: Any) -> Camera:

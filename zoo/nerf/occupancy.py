@@ -81,13 +81,15 @@ def update(
     density: points [m, 3] → sigma [m] ≥ 0, asked for at most `chunk` points at a time. every: ask
     about all cells, as in the first 256 training steps; else about half as many, one half of them
     drawn from all cells and the other from those occupied. threshold: the density, 1 / world unit,
-    from which a cell is occupied: THRESHOLD / the length of a step.
+    from which a cell is occupied: THRESHOLD / the length of a step. A density that is no number
+    counts as `LARGEST`: its cell stays occupied, and decays once there are numbers again.
     """
     which, where = jax.random.split(key)
     size = grid.density.size
     cells = jnp.arange(size) if every else _drawn(which, grid.occupied.reshape(-1))
     places = _places(grid, cells, jax.random.uniform(where, (len(cells), 3)))
-    found = jnp.clip(_in_chunks(density, places, chunk).astype(jnp.float32), 0, LARGEST)
+    found = _in_chunks(density, places, chunk).astype(jnp.float32)
+    found = jnp.clip(jnp.nan_to_num(found, nan=LARGEST), 0, LARGEST)
 
     highest = (DECAY * grid.density.reshape(-1)).at[cells].max(found)
     highest = highest.reshape(grid.density.shape)

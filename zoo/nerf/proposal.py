@@ -39,7 +39,8 @@ def sample(
     proposals: points [m, 3] → sigma [m], asked one after the other about counts[0], counts[1], …
     intervals; `counts` has one number more than there are proposals. spacing: a key of
     `sampling.SPACINGS`. anneal: the power of the weights that are drawn from, 0 draws evenly
-    (`annealed`). Raises ValueError for other counts or another spacing.
+    (`annealed`). The samples carry their `unit` edges, for `volume.distortion`. Raises ValueError
+    for other counts or another spacing.
     """
     if len(counts) != len(proposals) + 1:
         raise ValueError(f"{len(proposals)} proposals need one count more than that; not {counts}")
@@ -55,7 +56,7 @@ def sample(
         if density is not None:
             weights = _weights(density, rays, middles(edges))
             levels.append(Histogram(edges, weights))
-    return middles(edges)._replace(levels=tuple(levels))
+    return middles(edges)._replace(levels=tuple(levels), unit=unit)
 
 
 def annealed(progress: jax.Array | float, slope: float = 10.0) -> jax.Array | float:

@@ -26,11 +26,14 @@ class Samples(NamedTuple):
     """t [n, s]: a place in each interval, ascending; delta [n, s]: the intervals' lengths.
 
     An unused slot has delta 0 and stands last. levels: what proposals thought, for their loss.
+    unit [n, s + 1]: the intervals' edges in normalised distances, in [0, 1], where they were drawn
+    in such, by proposals; else None.
     """
 
     t: jax.Array
     delta: jax.Array
     levels: tuple[Histogram, ...] = ()
+    unit: jax.Array | None = None
 
 
 def intersect_box(

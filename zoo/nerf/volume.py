@@ -261,10 +261,14 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def contract(points: jax.Array) -> jax.Array:
     """[..., 3] into the ball of radius 2; the unit ball stays (Mip-NeRF 360, eq. 10)."""
-    squares = jnp.sum(points * points, axis=-1, keepdims=True)
-    inside = squares <= 1
+    # As in `_unit`: the result does not depend on the scale, which keeps the squares in float32.
+    largest = jax.lax.stop_gradient(jnp.abs(points).max(axis=-1, keepdims=True))
+    scale = jnp.maximum(largest, 1)
+    scaled = points / scale
+    squares = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
+    inside = (scale == 1) & (squares <= 1)
     length = jnp.sqrt(jnp.where(inside, 1, squares))
-    return jnp.where(inside, points, points * (2 - 1 / length) / length)
+    return jnp.where(inside, points, scaled / length * (2 - 1 / (scale * length)))
 
 
 def expand(points: jax.Array) -> jax.Array:
@@ -282,7 +286,8 @@ def expand(points: jax.Array) -> jax.Array:
 def distortion(t: jax.Array, delta: jax.Array, weights: jax.Array) -> jax.Array:
     """[n]: Mip-NeRF 360, equation 15, small where the weights [n, s] of a ray lie together.
 
-    t: the intervals' middles, delta: their lengths, in normalised distances. O(s): each gap between
+    t: the intervals' middles, delta: their lengths, in normalised distances: those of
+    `sampling.middles(samples.unit)` where `proposal.sample` drew them. O(s): each gap between
     neighbours counts as often as two weights lie on its two sides.
     """
     left = jnp.cumsum(weights, axis=1)[:, :-1]

@@ -9,6 +9,7 @@ SigLIP: SentencePiece's likeliest pieces (Unigram) of lower-case texts without p
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from zoo.text.spelling import BYTE_CHARS
 from zoo.text.subword import Subword
 from zoo.text.tokenizer import check_text
 
+logger = logging.getLogger("zoo")
 EOS = "<|endoftext|>"
 # What CLIP cuts a text into, white space left out.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -95,15 +97,15 @@ def train_bpe(
 
 
 WORDS = r"[\w'’-]+|[^\w\s]"  # and each sign by itself
-MOST_WORDS = 2**20
+MOST_WORDS = 2**20  # [PAD] and [UNK] among them
 
 
 def train_words(texts: Iterable[str | Path], *, eos: str = EOS) -> Subword:
     """Every word of the texts as a token, in lower case, and a sign of punctuation as one.
 
-    Ids: [PAD], [UNK] for words that were not there, the words from the most frequent on (at most
-    MOST_WORDS), and last `eos`, which it puts after each text. Raises TokenizerError for what is no
-    text.
+    Ids: [PAD], [UNK] for words that were not there, the words from the most frequent on (with these
+    two at most MOST_WORDS), and last `eos`, which it puts after each text. Raises TokenizerError
+    for what is no text, and for an `eos` that is a word of the texts.
     """
     backend = Backend(models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -112,6 +114,10 @@ def train_words(texts: Iterable[str | Path], *, eos: str = EOS) -> Subword:
         vocab_size=MOST_WORDS, special_tokens=["[PAD]", "[UNK]"], show_progress=False
     )
     backend.train_from_iterator(_contents(texts), trainer)
+    if backend.token_to_id(eos) is not None:
+        raise TokenizerError(
+            f"eos {eos!r} is a word of the texts, [PAD] or [UNK]: name another, such as {EOS}"
+        )
     backend.add_special_tokens([AddedToken(eos, special=True)])
     roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": eos}
     return Subword(backend, {**roles, "add_eos_token": True})
@@ -301,29 +307,53 @@ def _halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | N
 # Unigram.
 
 
-def canonical(backend: Backend, config: Mapping[str, Any]) -> Backend:
+def canonical(backend: Backend, config: Mapping[str, Any], open_clip: Mapping[str, Any]) -> Backend:
     """Of a `tokenizer.json` beside which `tokenizer_config.json` names SiglipTokenizer: one that
     changes texts first as that class does (transformers 4.57.6, `canonicalize_text`, after that of
     big_vision's prompt_engineering.py): without ASCII punctuation, of single spaces, none at the
-    ends, and in lower case where `do_lower_case`. Any other stays as it is; so does one that does
-    so already, and one of T5's class, before which open_clip changes the texts itself.
+    ends, and in lower case where `do_lower_case`. Where `open_clip_config.json` says `clean:
+    canonicalize`, of any class: as open_clip does before it, which also reads "_" as a space. Any
+    other stays as it is, as does one that does so already; beside a SigLIP of open_clip's with a
+    warning.
 
-    Differs from that class: white space before the first word leaves no token of its own, as in
-    the authors' tokenizer, and a sigma that ends a word is lower-cased as any other."""
+    Differs from both: white space before the first word leaves no token of its own, as in the
+    authors' tokenizer, and a sigma that ends a word is lower-cased as any other; and from
+    open_clip: texts are not repaired (ftfy) and HTML entities not resolved."""
     named = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    if named != "SiglipTokenizer":
-        return backend
-    lower = [normalizers.Lowercase()] if config.get("do_lower_case", True) else []
+    model = _object(open_clip, "model_cfg")
+    kwargs = _object(_object(model, "text_cfg"), "tokenizer_kwargs")
+    cleaned, own = kwargs.get("clean") == "canonicalize", backend.normalizer
     clean = [
         normalizers.Replace(Regex(SIGLIP_PUNCTUATION), ""),
         normalizers.Replace(Regex(SIGLIP_SPACE), " "),
         normalizers.Strip(),
     ]
-    first, own = normalizers.Sequence([*lower, *clean]), backend.normalizer
-    known, steps = (_steps(normalizer) for normalizer in (first, own))
-    if steps[: len(known)] != known:
+    if not cleaned and named != "SiglipTokenizer":
+        trunk = str(_object(model, "vision_cfg").get("timm_model_name"))
+        if "siglip" in trunk and not _holds(own, normalizers.Sequence(clean)):
+            logger.warning(
+                "open_clip_config.json has a SigLIP (%s) without tokenizer_kwargs "
+                '{"clean": "canonicalize"}: texts keep their case and punctuation',
+                trunk,
+            )
+        return backend
+    spaces = [normalizers.Replace("_", " ")] if cleaned else []
+    lower = [normalizers.Lowercase()] if cleaned or config.get("do_lower_case", True) else []
+    first = normalizers.Sequence([*spaces, *lower, *clean])
+    if not _holds(own, first):
         backend.normalizer = first if own is None else normalizers.Sequence([first, own])
     return backend
+
+
+def _object(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = facts.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _holds(normalizer: normalizers.Normalizer | None, part: normalizers.Normalizer) -> bool:
+    """Whether it does all of `part` already, in that order."""
+    steps, known = _steps(normalizer), _steps(part)
+    return any(steps[i : i + len(known)] == known for i in range(len(steps)))
 
 
 def _steps(normalizer: normalizers.Normalizer | None) -> list[Any]:

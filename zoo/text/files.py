@@ -6,6 +6,7 @@ vocab.txt                               WordPiece: BERT
 bpe_simple_vocab_16e6.txt.gz            CLIP's merges as OpenAI published them
 *.tiktoken                              ranks: GPT-2
 tokenizer_config.json                   roles of tokens, chat template; beside each of these
+open_clip_config.json                   beside a tokenizer.json: how texts are cleaned
 special_tokens_map.json, added_tokens.json, chat_template.jinja    older and newer parts of it
 """
 
@@ -24,6 +25,7 @@ from zoo.text.subword import FILE, Subword
 from zoo.text.tokenizer import CONFIG, SPECIALS, Tokenizer
 
 Config = Mapping[str, Any]
+OPEN_CLIP = "open_clip_config.json"
 
 
 def load(source: str | Path) -> Tokenizer:
@@ -73,7 +75,8 @@ def _template(folder: Path, stated: Any) -> Any:
 
 def _json(path: Path, facts: Config) -> Subword:
     json_object(path)  # whose errors say more
-    return Subword(families.canonical(tokenizers.Tokenizer.from_str(utf8(path)), facts), facts)
+    backend, beside = tokenizers.Tokenizer.from_str(utf8(path)), path.with_name(OPEN_CLIP)
+    return Subword(families.canonical(backend, facts, _optional(beside)), facts)
 
 
 def _vocab_and_merges(path: Path, facts: Config) -> Subword:

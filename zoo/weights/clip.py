@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from zoo.card import RESAMPLING, Preprocess
+from zoo.card import Preprocess
 from zoo.models.clip import Config
+from zoo.preprocess import CONVENTIONS
 from zoo.spec import sides
 from zoo.weights.convert import (
     DENSE,
@@ -22,6 +24,7 @@ from zoo.weights.convert import (
 )
 from zoo.weights.facts import check_layers, choice, count, number, ratio, side, size, square
 from zoo.weights.hub import Tag
+from zoo.weights.pictures import open_clip_pictures, processor
 
 logger = logging.getLogger("zoo")
 SCAN_START = 0
@@ -186,35 +189,21 @@ def hf_facts(config: Config, card: Any) -> dict[str, Any]:
     }
 
 
-def hf_texts(config: Config, card: Any) -> dict[str, Any]:
-    """`preprocessor_config.json`, where the card knows how pictures are prepared in a way that
-    CLIPImageProcessor has words for."""
-    known: Preprocess | None = card.preprocess
-    if known is None:
-        return {}
-    cut = sides(known.size)
-    height, width = (int(x / known.crop) for x in cut)
+def hf_sizes(known: Preprocess) -> dict[str, Any] | None:
+    """What CLIPImageProcessor resizes to and cuts out; None for a rectangle in a picture that keeps
+    its shape, which it has no words for."""
+    cut, enlarged = sides(known.size), CONVENTIONS[known.convention].enlarged
+    height, width = (enlarged(x / known.crop) for x in cut)
     stated = {"height": height, "width": width}
     if known.mode == "crop":
-        if height != width:
-            return {}
+        if cut[0] != cut[1]:
+            return None
         stated = {"shortest_edge": height}
-    channels = config.in_channels
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
+    return {
         "size": stated,
-        "resample": RESAMPLING.index(known.interpolation),
         "do_center_crop": True,
         "crop_size": {"height": cut[0], "width": cut[1]},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": (list(known.mean) * channels)[:channels],
-        "image_std": (list(known.std) * channels)[:channels],
     }
-    return {"preprocessor_config.json": processor}
 
 
 # OpenAI and open_clip.
@@ -298,6 +287,7 @@ READ = {
 NAMED = (("pos_embed_type", "learnable"), ("pool_type", "tok"), ("proj_type", "linear"))
 POOLS = {"argmax": "argmax", "eos": "id"}
 HEAD = 64  # channels of a head, where nothing states them
+TEXT_HEADS = 8  # where an open_clip_config.json does not state them (CLIPTextCfg)
 
 
 def openai_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Config:
@@ -318,7 +308,7 @@ def openai_config(tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> Confi
         **tower,
         text_width=width,
         text_depth=count(tensors, "transformer.resblocks.{}.ln_1.weight"),
-        text_heads=text.get("heads", width // HEAD),
+        text_heads=text.get("heads", TEXT_HEADS if facts else width // HEAD),
         text_mlp=tensors["transformer.resblocks.0.mlp.c_fc.bias"].shape[0],
         vocab=vocab,
         context=tensors["positional_embedding"].shape[0],
@@ -411,19 +401,7 @@ def open_clip_facts(config: Config, card: Any) -> dict[str, Any]:
             "vision_cfg": vision,
             "text_cfg": text,
         },
-        "preprocess_cfg": _pictures(card.preprocess),
-    }
-
-
-def _pictures(known: Preprocess | None) -> dict[str, Any]:
-    """open_clip cuts nothing off but what a square lacks."""
-    if known is None or known.crop != 1:
-        return {}
-    return {
-        "mean": list(known.mean),
-        "std": list(known.std),
-        "interpolation": known.interpolation,
-        "resize_mode": {"crop": "shortest", "squash": "squash"}[known.mode],
+        "preprocess_cfg": open_clip_pictures(config, card),
     }
 
 
@@ -438,7 +416,7 @@ FORMATS = {
         config=hf_config,
         facts=hf_facts,
         lost=(*LOST, "patch_dropout"),
-        texts=hf_texts,
+        texts=partial(processor, "CLIP", hf_sizes),
     ),
     "openai": Format(
         rows=openai,

@@ -105,7 +105,8 @@ class Format(NamedTuple):
     names the fields of Config that the format does not hold and a model computes the same without.
     `prefix` stands in front of a base model's names unless it was saved alone, and is put there
     where it is missing; of several the first. `file` is what an export is called; the facts stand
-    in `facts_file`, and `texts(config, card)` are further JSON files of an export, by name.
+    in `facts_file`, and `texts(config, card)` are further JSON files of an export, by name: None
+    for one that it has in other cases.
     """
 
     rows: Callable[[Any], list[Row]]

@@ -147,9 +147,10 @@ def write(
     """Writes a file of weights (`model.safetensors`, `model.npz` or `flax_model.msgpack`) and JSON
     files into a directory, each file whole; nothing changes if one of them cannot be written.
 
-    safetensors above `shard_bytes` become shards with an index. A text that is None is removed, as
-    are weights that `read` would prefer to these and the shards of earlier ones: they speak of
-    other weights. Raises WeightsError for a dtype that the format does not hold.
+    safetensors above `shard_bytes` become shards with an index. A file whose text is None and that
+    is not written is removed, as are weights that `read` would prefer to these and the shards of
+    earlier ones: they speak of other weights. Raises WeightsError for a dtype that the format does
+    not hold.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shards = _cut(tensors, shard_bytes) if file == FILE else [tensors]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.card import RESAMPLING, Preprocess
+from zoo.card import Preprocess
 from zoo.models.siglip import VARIANTS, Config
 from zoo.spec import sides
 from zoo.weights.convert import (
@@ -23,6 +23,7 @@ from zoo.weights.convert import (
 )
 from zoo.weights.facts import check_layers, choice, count, ratio, side, square
 from zoo.weights.hub import Tag
+from zoo.weights.pictures import open_clip_pictures, processor
 from zoo.weights.vit import BIG_VISION, jax_layer
 
 SCAN_START = 0
@@ -199,31 +200,12 @@ def hf_facts(config: Config, card: Any) -> dict[str, Any]:
     }
 
 
-def hf_texts(config: Config, card: Any) -> dict[str, Any]:
-    """`preprocessor_config.json`, where the card knows how pictures are prepared."""
-    known = squashed(card.preprocess)
-    if known is None:
-        return {}
+def hf_sizes(known: Preprocess) -> dict[str, Any] | None:
+    """What SiglipImageProcessor resizes to; None where the shape is kept or something cut off,
+    which it has no words for."""
     height, width = sides(known.size)
-    channels = config.in_channels
-    processor = {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": RESAMPLING.index(known.interpolation),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": (list(known.mean) * channels)[:channels],
-        "image_std": (list(known.std) * channels)[:channels],
-    }
-    return {"preprocessor_config.json": processor}
-
-
-def squashed(known: Preprocess | None) -> Preprocess | None:
-    """What is prepared as SigLIP's pictures are: of exactly the size, and nothing cut off."""
-    return known if known and (known.mode, known.crop) == ("squash", 1) else None
+    squashed = (known.mode, known.crop) == ("squash", 1)
+    return {"size": {"height": height, "width": width}} if squashed else None
 
 
 # big_vision: github.com/google-research/big_vision, read and run at 0127fb6 (models/vit.py,
@@ -413,6 +395,7 @@ def open_clip_facts(config: Config, card: Any) -> dict[str, Any]:
         **{key: value for key, value in TEXTS.items() if value is not None},
         "norm_kwargs": {"eps": EPSILON},
     }
+    pictures = open_clip_pictures(config, card)
     return {
         "model_cfg": {
             "embed_dim": config.embed,
@@ -426,20 +409,8 @@ def open_clip_facts(config: Config, card: Any) -> dict[str, Any]:
             },
             "text_cfg": text,
         },
-        **open_clip_pictures(squashed(card.preprocess)),
+        **({"preprocess_cfg": pictures} if pictures else {}),
     }
-
-
-def open_clip_pictures(known: Preprocess | None) -> dict[str, Any]:
-    if known is None:
-        return {}
-    pictures = {
-        "mean": list(known.mean),
-        "std": list(known.std),
-        "interpolation": known.interpolation,
-        "resize_mode": "squash",
-    }
-    return {"preprocess_cfg": pictures}
 
 
 # What is left to say of a model that computes the same without: how it is run, trained or resized.
@@ -467,7 +438,7 @@ FORMATS = {
         config=hf_config,
         facts=hf_facts,
         lost=LOST,
-        texts=hf_texts,
+        texts=partial(processor, "Siglip", hf_sizes),
     ),
     "open_clip": Format(
         rows=open_clip,

@@ -202,7 +202,16 @@ def save(
     facts = form.facts(model.config, card) if form.facts is not None else None
     _check_held(form, format, model.config, tensors, facts)
     texts = {"card.json": card.to_json(), "config.json": None, form.facts_file: facts}
-    formats.write(directory, tensors, texts | form.texts(model.config, card), form.file)
+    texts = _others(page, model.config, card) | texts | form.texts(model.config, card)
+    formats.write(directory, tensors, texts, form.file)
+
+
+def _others(page: str, config: Any, card: Card) -> dict[str, None]:
+    """The files of all formats of a page, none of which may stay from an earlier export: they speak
+    of other weights, or name another file of weights to read."""
+    forms = table(page).FORMATS.values()
+    files = (name for x in forms for name in (x.file, x.facts_file, *x.texts(config, card)))
+    return dict.fromkeys(files)
 
 
 def _looped(page: str, model: Any, variables: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
