@@ -14,8 +14,6 @@ from zoo.nerf import proposal, sampling
 from zoo.nerf.cameras import Rays
 from zoo.nerf.sampling import Histogram
 
-pytestmark = pytest.mark.quick
-
 LOW, HIGH = np.float32([-1, -2, 0.5]), np.float32([1, 0.5, 3])
 intersect = jax.jit(partial(sampling.intersect_box, low=LOW, high=HIGH))
 importance = jax.jit(sampling.importance, static_argnames="count")

@@ -12,8 +12,6 @@ from zoo.nerf import proposal, volume
 from zoo.nerf.cameras import Rays
 from zoo.nerf.sampling import Samples, middles
 
-pytestmark = pytest.mark.quick
-
 composite = jax.jit(volume.composite)
 render = jax.jit(volume.render, static_argnames="field")
 

@@ -23,8 +23,6 @@ from zoo.preprocess import Unreadable, decode, prepare
 from zoo.search import Reader, identity, pictures, rank, refresh
 from zoo.text import train_bpe
 
-pytestmark = pytest.mark.quick
-
 SIZE = 32
 COLOURS = {  # name → what is drawn
     "red.png": (200, 10, 10),

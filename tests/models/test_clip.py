@@ -30,8 +30,6 @@ from zoo.weights import clip as table
 from zoo.weights import convert
 from zoo.weights.convert import WeightsError
 
-pytestmark = pytest.mark.quick
-
 FORMATS = {  # of every golden file
     "clip_hf": "hf",
     "clip_hf_up": "hf",

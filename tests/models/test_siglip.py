@@ -31,8 +31,6 @@ from zoo.weights import siglip as table
 from zoo.weights import vit as vit_table
 from zoo.weights.convert import WeightsError
 
-pytestmark = pytest.mark.quick
-
 FORMATS = {  # of every golden file
     "siglip_hf": "hf",
     "siglip_hf_up": "hf",
