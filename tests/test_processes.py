@@ -45,7 +45,7 @@ def pair(cfg, directory, interrupt=lambda both: None):
     ]
     interrupt(both)
     for process in both:
-        process.join(120)
+        process.join(600)  # only a hang: on a machine with other work each step takes its time
         process.kill()
     return [process.exitcode for process in both]
 
@@ -84,7 +84,7 @@ def test_two_processes_train_like_one(sizes, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_to_one_process_stops_both_at_one_step(number, tmp_path):
     """Both save, leave with success, and go on together."""
-    cfg = replace(CFG, steps=400, evaluate_every=400)
+    cfg = replace(CFG, steps=100, evaluate_every=100)
     directory = tmp_path / "run"
 
     def interrupt(both):
@@ -94,5 +94,5 @@ def test_a_signal_to_one_process_stops_both_at_one_step(number, tmp_path):
 
     assert pair(cfg, directory, interrupt) == [3, 3], (tmp_path / "run.log").read_text()
     (step,) = [int(path.name) for path in (directory / "checkpoints").iterdir()]
-    assert 0 < step < 400
+    assert 0 < step < 100
     assert pair(cfg, directory) == [0, 0], (tmp_path / "run.log").read_text()
