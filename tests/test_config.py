@@ -22,8 +22,10 @@ from train.config import (
     Optim,
     Pairs,
     Parallel,
+    Picture,
     Step,
     Text,
+    Views,
 )
 from train.tasks.classify import Classify
 from train.tasks.lm import LM
@@ -327,6 +329,8 @@ def test_every_shipped_config_is_good_and_survives_json(name):
         Images: {"source": "digits"},
         Text: {"source": "stdlib", "tokenizer": "bpe:300"},
         Pairs: {"source": "glyphs", "tokenizer": "words"},
+        Picture: {"source": "photo"},
+        Views: {"source": "scene"},
     }
     data = dataclasses.replace(experiment.data, **embedded[type(experiment.data)])
     here = dataclasses.replace(experiment, data=data)

@@ -62,6 +62,19 @@ TINY = {  # notebook: what replaces the sizes in its cell tagged "parameters"
         "PROBE": 200,
         "PUBLISHED": "published/clip",
     },
+    "05_nerf": {
+        "MODEL": {"levels": 2, "rows": 64, "coarsest": 4, "finest": 8, "width": 8},
+        "DATA": {
+            **{"size": 16, "samples": 1, "views": (4, 2, 2), "cache": "drawn"},
+            **{"batch_size": 64, "judged": 256},
+        },
+        "SAMPLER": {"resolution": 8, "steps": 16, "slots": 8},
+        "STEPS": 2,
+        "EVALUATE_EVERY": 2,
+        "FRAMES": 2,
+        "CELLS": 8,
+        "THRESHOLD": 0.05,
+    },
 }
 WORDS = 300  # of the tokenizers that are trained below
 PUBLISHED = {  # random weights that stand for those on the hub, with their preprocessor_config.json

@@ -81,7 +81,11 @@ def test_two_processes_train_like_one(sizes, tmp_path):
     jax.tree.map(check, parameters("two"), parameters("one"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)],  # both: test_resume
+    ids=["SIGTERM", "SIGINT"],
+)
 def test_a_signal_to_one_process_stops_both_at_one_step(number, tmp_path):
     """Both save, leave with success, and go on together."""
     cfg = replace(CFG, steps=100, evaluate_every=100)

@@ -175,6 +175,64 @@ class Pairs(Pictures):
 
 
 @dataclass(frozen=True)
+class Picture(Data):
+    """One picture, pixel by pixel: what a field of the plane is fitted to."""
+
+    source: str = "photo"  # photo | picture:FILE
+    batch_size: int = 2**13  # pixels per step, over all devices and processes
+    holdout: float = 0.05  # share of the pixels that validates, and as large a one that tests
+    threads: int = 0  # a batch is drawn in less time than a thread takes to hand it over
+
+    def check(self) -> None:
+        from train.data import picture
+
+        picture.check_source(self)
+
+    @property
+    def speed(self) -> tuple[str, int]:
+        return "pixels", 1
+
+    def open(self) -> Any:
+        from train.data import pixels
+
+        return pixels.open_picture(self)
+
+
+@dataclass(frozen=True)
+class Views(Data):
+    """Pictures of one scene, each with its camera."""
+
+    source: str = "scene"  # scene | mesh:FILE | blender:DIR | colmap:DIR | llff:DIR
+    batch_size: int = 4096  # rays per step, over all devices and processes
+    judged: int = 8192  # rays at a time in evaluations; rounded up to batches
+    factor: int = 1  # pictures become so many times smaller
+    background: Literal["white", "black"] | None = None  # behind what is transparent; None: white
+    size: int = 200  # of `scene` and `mesh:`, which are drawn: the side of a picture,
+    samples: int = 4  # rays along the side of a pixel,
+    views: tuple[int, int, int] = (60, 10, 20)  # and views to train, to validate and to test with
+    cache: str | None = None  # keeps what was drawn; None: ~/.cache/flax-zoo/scene
+
+    def check(self) -> None:
+        from train.data import posed
+
+        for key in ("judged", "factor", "size", "samples"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"data.{key} is {getattr(self, key)}, but must be 1 or more")
+        if min(self.views) < 1:
+            raise ConfigError(f"data.views is {self.views}: each split needs a view")
+        posed.check_scene(self.source)
+
+    @property
+    def speed(self) -> tuple[str, int]:
+        return "rays", 1
+
+    def open(self) -> Any:
+        from train.data import views
+
+        return views.open_views(self)
+
+
+@dataclass(frozen=True)
 class Text(Data):
     """Documents as rows of tokens, to learn what comes next (or, with `mask`, what is hidden).
 
@@ -498,6 +556,9 @@ MODELS = {
     ),
     "encoder of text": Kind("bert_base", lambda fields: {"vocab", "head"} <= {*fields}),
     "pair of towers": Kind("clip_b32", lambda fields: {"vocab", "embed"} <= {*fields}),
+    "radiance field": Kind(
+        "ngp", lambda fields: bool({"geometry", "position_octaves"} & {*fields})
+    ),
 }
 
 

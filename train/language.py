@@ -5,8 +5,7 @@ what the task does not predict.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from train.config import ConfigError, Setup, short_context
 from train.data import tokens
 from train.metrics import Metric
 from train.state import Batch, State
-from zoo import registry
 
 Scores = dict[str, jax.Array]
 SEEN = ("segments", "positions", "lengths")  # keys of a batch that say what a token may see
@@ -42,18 +40,6 @@ def create(setup: Setup, facts: Mapping[str, Any]) -> Any:
     if data.length > model.config.context:
         raise short_context(cfg, data.length, model.config.context)
     return supervised.over(model, setup.axis)
-
-
-def card(setup: Setup, model: Any, labels: Sequence[str] = ()) -> zoo.Card:
-    cfg = setup.experiment
-    return zoo.Card(
-        model=cfg.model.name,
-        config=asdict(model.config),
-        paper=registry.entry(cfg.model.name).paper,
-        labels=tuple(labels),
-        licence=setup.data.source.licence,
-        source=f"trained with flax-zoo {zoo.__version__} on {cfg.data.source}",
-    )
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, ...]:

@@ -207,8 +207,9 @@ def export(run: Run, state: State, directory: Path, result: dict[str, Any]) -> N
     if jax.process_index() == 0:
         card = replace(run.task.card, results=result)
         zoo.save(run.task.model, variables, directory / "model", card=card)
-        if run.task.tokenizer is not None:
-            run.task.tokenizer.save(directory / "model")
+        for beside in (run.task.tokenizer, run.task.companion):
+            if beside is not None:
+                beside.save(directory / "model")
 
 
 def overfit(cfg: Experiment, steps: int = 200) -> bool:

@@ -168,3 +168,16 @@ def format_per_class(rows: Sequence[Class]) -> str:
         p, r, f = ("–" if math.isnan(x) else f"{x:.4f}" for x in (precision, recall, f1))
         lines.append(f"{label:<{width}}  {p:>9}  {r:>6}  {f:>6}  {support:>7}")
     return "\n".join(lines)
+
+
+# Pictures.
+
+
+def mean_square(error: np.ndarray) -> float:
+    """Summed in float64."""
+    return float((error.astype(np.float64) ** 2).mean())
+
+
+def psnr(found: np.ndarray, truth: np.ndarray) -> float:
+    """The peak signal-to-noise ratio of values in [0, 1], dB; 120 where all are equal."""
+    return -10 * math.log10(max(mean_square(found.astype(np.float64) - truth), 1e-12))

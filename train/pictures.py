@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,20 +19,23 @@ from PIL import Image
 DPI = 100
 INK, GRID, RIGHT = "#222222", "#e4e4e4", "#228833"
 SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)
+UNITS = ("images", "tokens", "texts", "pairs", "rays", "pixels")
 PANELS = {  # key of a row: title; a panel stands where any row has a number for its key
     "loss": "loss",
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "lr": "learning rate",
     "recall1": "text → picture, recall at 1",
-    **{f"{u}_per_second": f"{u} per second" for u in ("images", "tokens", "texts", "pairs")},
+    "psnr": "PSNR, dB",
+    **{f"{u}_per_second": f"{u} per second" for u in UNITS},
 }
 BESIDE = {  # key of a row that has it beside another, as a line: its name and how it is drawn
     "bits_per_byte": {
         "zlib_bits_per_byte": ":",
         "xz_bits_per_byte": "--",
         "xz_seen_bits_per_byte": "-.",
-    }
+    },
+    "psnr": {"psnr_nearest": ":", "psnr_neighbours": "--"},
 }
 SPLITS = {  # split: colour, marker, how it is drawn: training as a line, evaluations as points
     "train": ("#4477aa", ""),
@@ -225,3 +229,20 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# ---- views of a scene ----
+
+
+def depth(distance: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Distances [h, w] as colours, float32 [h, w, 3]: near is bright; what is not seen is white."""
+    low, high = (distance[seen].min(), distance[seen].max()) if seen.any() else (0.0, 1.0)
+    share = (distance - low) / max(high - low, 1e-9)
+    colours = matplotlib.colormaps["viridis_r"](np.clip(share, 0, 1))[..., :3]
+    return np.where(seen[..., None], colours, 1).astype(np.float32)
+
+
+def tiles(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures [h, w, 3] in [0, 1] of one size, in rows and columns, as uint8 [H, W, 3]."""
+    whole = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return np.round(255 * np.clip(whole, 0, 1)).astype(np.uint8)

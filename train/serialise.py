@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
-from train.config import ConfigError, Data, Experiment, Task
+from train.config import ConfigError, Experiment
 
 # What may differ when a run goes on: none of it changes what is computed.
 FREE = ("log", "log_every", "tensorboard", "checkpoint", "parallel", "data.data_dir")
@@ -102,7 +102,7 @@ def to_dict(value: Any) -> Any:
         return list(map(to_dict, value)) if isinstance(value, (tuple, list)) else value
     kind = {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
     fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return fields | (kind if isinstance(value, (Data, Task)) else {})
+    return fields | (kind if dataclasses.is_dataclass(type(value).__base__) else {})
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:

@@ -65,6 +65,7 @@ class Task(NamedTuple):
     rules     how parameters are sharded (`zoo.sharding`), where the defaults do not do
     model     what is exported with the best weights and `card`; None where there is no single one
     tokenizer what turns text into the model's ids, saved beside them; None where there is no text
+    companion what else is saved beside them, by its `save(directory)`; None: nothing
     beside    split -> known numbers that are reported with its metrics, such as what others reach
     evaluators  split -> its own `evaluate`, where splits are not judged alike
     """
@@ -77,6 +78,7 @@ class Task(NamedTuple):
     model: Any = None
     card: Any = None
     tokenizer: Any = None
+    companion: Any = None
     beside: Callable[[str], Mapping[str, float]] = lambda split: {}
     evaluators: Mapping[str, Evaluate] = MappingProxyType({})
 

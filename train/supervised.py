@@ -1,6 +1,7 @@
 """A task with one model, one loss and one optimizer, from the functions that make it special."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,20 @@ def create(cfg: Model, facts: Mapping[str, Any]) -> Any:
         return zoo.create(cfg.name, **cfg.options | dict(facts))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.options: {error}") from error
+
+
+def card(setup: Setup, model: Any, labels: Sequence[str] = ()) -> Card:
+    """What travels with the weights."""
+    cfg, data = setup.experiment, setup.data
+    return Card(
+        model=cfg.model.name,
+        config=asdict(model.config),
+        paper=registry.entry(cfg.model.name).paper,
+        preprocess=getattr(data, "preprocess", None),
+        labels=tuple(labels),
+        licence=data.source.licence,
+        source=f"trained with flax-zoo {zoo.__version__} on {cfg.data.source}",
+    )
 
 
 def over(model: nn.Module, axis: str | None) -> nn.Module:

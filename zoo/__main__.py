@@ -1,5 +1,5 @@
 """`python -m zoo list`, `describe MODEL`, `predict MODEL IMAGE…`, `search MODEL FOLDER QUERY`,
-`generate MODEL PROMPT`, `parity` and `table`."""
+`generate MODEL PROMPT`, `render`, `mesh`, `points`, `view` of a WORKDIR, `parity` and `table`."""
 
 import argparse
 import importlib
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     predicting.set_defaults(run=predict)
     add_search(commands)
     add_generate(commands)
+    add_scene(commands)
     ledger = commands.add_parser("parity", help="how far each model is from its reference")
     ledger.add_argument("family", nargs="?", help="such as vit (default all)")
     ledger.add_argument("--markdown", action="store_true", help="the table of the README")
@@ -263,10 +264,10 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _progress(done: int, total: int) -> None:
+def _progress(done: int, total: int, what: str = "new pictures") -> None:
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
-        print(f"\r{done:,} of {total:,} new pictures", end=end, file=sys.stderr, flush=True)
+        print(f"\r{done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
 
 
 # Text.
@@ -335,6 +336,142 @@ def _ends(folder: Path) -> list[Any]:
     file = folder / "generation_config.json"
     stated = json_object(file).get("eos_token_id") if file.is_file() else None
     return stated if isinstance(stated, list) else [] if stated is None else [stated]
+
+
+# A scene, as a field has learnt it.
+
+
+def add_scene(commands: Any) -> None:
+    rendering = commands.add_parser("render", help="a camera's way through a scene, as a video")
+    rendering.add_argument(
+        "--path",
+        default="orbit",
+        metavar="PATH",
+        help="orbit (default), interpolate (through the test views), or a JSON file with cameras",
+    )
+    rendering.add_argument("--depth", action="store_true", help="depths: near is bright")
+    rendering.add_argument("--size", type=_size, metavar="HxW", help="default: that of the views")
+    rendering.add_argument("--frames", type=_positive, help="how many (default 120)")
+    rendering.add_argument("--fps", type=_positive, default=30, help="a second (default 30)")
+    meshing = commands.add_parser("mesh", help="the surface of a scene, by marching cubes")
+    meshing.add_argument(
+        "--resolution", type=_positive, default=256, help="cells of its longest side (default 256)"
+    )
+    meshing.add_argument(
+        "--threshold", type=float, help="the density it lies at (default: by the scene's size)"
+    )
+    clouding = commands.add_parser("points", help="what the views of a scene show, as points")
+    clouding.add_argument("--count", type=_positive, default=1_000_000, help="about so many")
+    kinds = "FILE.mp4, FILE.gif, FILE_%%04d.png or a folder"
+    for command, run, out in (
+        (rendering, render, kinds),
+        (meshing, mesh, "FILE.ply"),
+        (clouding, points, "FILE.ply"),
+    ):
+        command.add_argument("workdir", type=Path, help="of a run, or a folder with scene.json")
+        command.add_argument("--out", type=Path, required=True, metavar="PATH", help=out)
+        command.set_defaults(run=run)
+    viewing = commands.add_parser("view", help="a scene in the browser, to walk around in")
+    viewing.add_argument("workdir", type=Path, help="of a run, or a folder with scene.json")
+    viewing.add_argument("--port", type=_positive, default=8080, help="of the page (default 8080)")
+    viewing.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines look (default 127.0.0.1)"
+    )
+    viewing.set_defaults(run=view)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"0*([1-9]\d*)[x×]0*([1-9]\d*)", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, such as 480x640")
+    return int(sides[1]), int(sides[2])
+
+
+def render(options: argparse.Namespace) -> str:
+    from zoo.nerf import out, paths
+
+    write = out.writer(options.out)
+    scene, place = _scene(options.workdir)
+    cameras = paths.along(options.path, scene, options.frames)
+    seen = scene.height, scene.width
+    height, width = out.fitting(options.out, options.size or seen, options.size is not None)
+    cameras = paths.resized(cameras, seen, (height, width))
+    draw = out.depths if options.depth else out.pictures
+    total = len(cameras.pose)
+    frames = draw(_renderer(place, scene), cameras, height, width)
+    write(options.out, _counted(frames, total), options.fps)
+    return f"{options.out}: {total} frames of {height}×{width}"
+
+
+def mesh(options: argparse.Namespace) -> str:
+    from zoo.nerf import out, surface
+
+    _check_ply(options.out)
+    out.library("skimage")  # before anything is loaded
+    scene, place = _scene(options.workdir)
+    made = surface.mesh(
+        _renderer(place, scene),
+        resolution=options.resolution,
+        threshold=options.threshold,
+        progress=partial(_progress, what="slabs of the box"),
+    )
+    made.save(options.out)
+    return f"{options.out}: {len(made.faces):,} triangles, {len(made.corners.points):,} corners"
+
+
+def points(options: argparse.Namespace) -> str:
+    from zoo.nerf import surface
+
+    _check_ply(options.out)
+    scene, place = _scene(options.workdir)
+    progress = partial(_progress, what="views")
+    cloud = surface.cloud(_renderer(place, scene), scene, count=options.count, progress=progress)
+    cloud.save(options.out)
+    return f"{options.out}: {len(cloud.points):,} points"
+
+
+def view(options: argparse.Namespace) -> int:
+    """Until Ctrl-C."""
+    from zoo.nerf import viewer
+
+    workdir, where = options.workdir, {"host": options.host, "port": options.port}
+    viewer.library()  # before anything is loaded
+    viewer.check_free(**where)
+    if (workdir / "checkpoints").is_dir() and not (workdir / "model").is_dir():
+        raise ValueError(f"{workdir} is still being trained: watch it by python -m train.view")
+    scene, place = _scene(workdir)
+    field = viewer.Field(_renderer(place, scene))
+    viewer.serve(lambda: field, scene, **where, say=partial(print, flush=True))
+    return 0
+
+
+def _check_ply(path: Path) -> None:
+    if path.suffix != ".ply" or path.is_dir():
+        raise ValueError(f"--out {path}: give the path of a file that ends in .ply")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {path.parent}")
+
+
+def _scene(workdir: Path) -> tuple[Any, Path]:
+    """The scene of a workdir or of a folder, and the folder that it is in."""
+    from zoo.nerf import scene
+
+    inside = workdir / "model"
+    place = inside if (inside / scene.FILE).is_file() else workdir
+    return scene.load(place), place
+
+
+def _renderer(place: Path, scene: Any) -> Any:
+    from zoo.nerf import view
+
+    model, variables = zoo.load(place)
+    return view.renderer(model, variables, scene.space)
+
+
+def _counted(frames: Iterable[Any], total: int) -> Iterator[Any]:
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        _progress(done, total, "frames")
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"

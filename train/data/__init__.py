@@ -13,10 +13,13 @@
     packing    rows of tokens, masking, batches
     labelled   texts with labels
     text       text of both kinds, opened
+    picture    where one picture comes from
+    pixels     one picture, opened: its pixels
     posed      where posed views of a scene come from: pictures with their cameras
     raytrace   the embedded scene, drawn
+    views      posed views, opened: rays through their pixels
     prepare    writes IDX files (MNIST and its relatives) as a TFDS data set, without TensorFlow
 
-`sources`, `captions`, `augment`, `corpora`, `tokens`, `labelled` and `posed` can be imported, and
-their checks called, without jax.
+`sources`, `captions`, `augment`, `corpora`, `tokens`, `labelled`, `picture` and `posed` can be
+imported, and their checks called, without jax.
 """

@@ -32,6 +32,7 @@ Read = Callable[[Example, np.random.Generator], tuple[Picture, Mapping[str, Any]
 UNREADABLE_SHARE = 0.01  # of what was read: more unreadable examples than this end the run
 ENOUGH = 1000  # examples that tell such a share
 SHOWN = 3  # unreadable examples that a message names
+ENDLESS = 2**62  # batches: more than any run takes
 BROKEN = "broken"  # the kind of what Unreadable says, unless it says more
 
 
@@ -283,6 +284,24 @@ def train_stream(
     order, seed = global_order(len(split), cfg.seed, cfg.batch_size if distinct else 1)
     examples = order.random_map(load, seed=seed)[process_index::process_count]
     return Stream(batched(examples, cfg, batch_size), skips, process_count, content)
+
+
+def drawn_stream(
+    draw: Callable[[int], Batch], cfg: Data, skips: Skips, content: str | None = None
+) -> Stream:
+    """Endless batches that are drawn, not read: draw(i) is this process's share of batch i, which
+    is its position. `data.threads` threads draw ahead."""
+    options = grain.ReadOptions(cfg.threads, prefetch_buffer_size=2 + cfg.threads)
+    batches = grain.MapDataset.range(ENDLESS).map(draw).to_iter_dataset(options)
+    # All processes are at the same batch: its number, and not their shares, is the position.
+    return Stream(iter(batches), skips, 1, content)
+
+
+def share(cfg: Data, size: int, process_index: int = 0, process_count: int = 1) -> slice:
+    """Of a global batch of `size` rows: the shares of all processes, one after another, are it.
+    Raises ConfigError if processes do not divide `data.batch_size`, of which it is a multiple."""
+    each = size // cfg.batch_size * local_size(cfg, process_count)
+    return slice(process_index * each, (process_index + 1) * each)
 
 
 # ---- evaluation ----

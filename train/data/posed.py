@@ -1,6 +1,7 @@
 """Posed pictures: what was seen, and from where.
 
     scene          the embedded scene of `train.data.raytrace`, drawn once and kept
+    mesh:FILE      a mesh with colours or textures, drawn once and kept, by `train.data.posed_mesh`
     blender:DIR    transforms_{train,val,test}.json as NeRF-synthetic has them, or one
                    transforms.json as instant-ngp and nerfstudio write it
     colmap:DIR     a sparse model in DIR/sparse/0, pictures in DIR/images
@@ -26,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from train.config import ConfigError, Data, Missing, on_disk
-from train.data import colmap, posed_blender, posed_llff, raytrace, sources
+from train.data import colmap, posed_blender, posed_llff, posed_mesh, raytrace, sources
 from train.data.posed_views import Array, Box, Frame, Lens, View, read_array
 
 SPLITS = ("train", "validation", "test")
@@ -91,8 +92,8 @@ def open_scene(
                 where they are there (colmap, llff), else means over factor × factor pixels
     background  one of BACKGROUNDS; None: white behind transparent pictures, else black
     holdout     share of the training views that validates, where none is stored; `seed` chooses
-    recipe      how `scene` is drawn; None: as `Recipe` has it
-    cache       where `scene` is kept; None: ~/.cache/flax-zoo/scene
+    recipe      how `scene` and `mesh:` are drawn; None: as `Recipe` has it
+    cache       where these are kept; None: ~/.cache/flax-zoo/scene
 
     Raises ConfigError, which names file and frame, for what cannot be used.
     """
@@ -104,7 +105,9 @@ def open_scene(
     if not 0 < holdout < 1:
         raise ConfigError(f"data.holdout = {holdout}: a share between 0 and 1")
     kind, argument = sources.choose(Data(source=source), SCENES)
-    path = argument or str(raytrace.prepare(cache_root(cache), recipe or raytrace.Recipe()))
+    draw, path = DRAWN_BY.get(source.partition(":")[0]), argument
+    if draw:
+        path = str(draw(argument, cache_root(cache), recipe or raytrace.Recipe()))
     views, frame, box, shrink = kind.open(path, factor)
     size, mode = look(views, shrink)
     images = read_pictures(views, size, mode, shrink)
@@ -122,7 +125,7 @@ def open_scene(
 
 
 def cache_root(cache: str | None) -> Path:
-    """Where the embedded scene is kept: `cache`, else the user's own."""
+    """Where what was drawn is kept: `cache`, else the user's own."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flax-zoo" / "scene"
     return on_disk(str(cache or home), "data.cache")
 
@@ -302,7 +305,12 @@ def fitted(lens: Lens, size: tuple[int, int], where: str) -> Lens:
 
 SCENES = {
     "scene": sources.Kind("scene", posed_blender.check, posed_blender.read),
+    "mesh": sources.Kind("mesh:FILE", posed_mesh.check, posed_blender.read),
     "blender": sources.Kind("blender:DIR", posed_blender.check, posed_blender.read),
     "colmap": sources.Kind("colmap:DIR", colmap.check, colmap.read),
     "llff": sources.Kind("llff:DIR", posed_llff.check, posed_llff.read),
+}
+DRAWN_BY: dict[str, Callable[[str, Path, raytrace.Recipe], Path]] = {  # into a folder, first
+    "scene": lambda _, root, recipe: raytrace.prepare(root, recipe),
+    "mesh": posed_mesh.prepare,
 }

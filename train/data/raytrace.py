@@ -262,15 +262,29 @@ def trace(origin: Array, directions: Array) -> Array:
     return found
 
 
+class World(NamedTuple):
+    """What is drawn, as rays find it: origin [3, 1], directions [3, n] of length 1.
+
+    colours    [4, n]: the colour of what each ray meets and 1, or zeros
+    distances  [n] to it, infinite for nothing
+    """
+
+    colours: Callable[[Array, Array], Array]
+    distances: Callable[[Array, Array], Array]
+
+
+SCENE = World(trace, lambda origin, directions: nearest(origin, directions)[0])
+
+
 # ---- cameras ----
 
 FIELD = 0.6911112070083618  # radians from left to right: camera_angle_x of NeRF-synthetic
 RADIUS = 4.03  # units from the origin, as there
-LOWEST, HIGHEST = math.radians(20), math.radians(70)  # above the floor
+BELT = (math.radians(20), math.radians(70))  # above the floor
 GOLDEN = math.pi * (3 - math.sqrt(5))  # the angle that spreads points best as they go round
 
 
-def views(recipe: Recipe) -> dict[str, list[Array]]:
+def views(recipe: Recipe, belt: tuple[float, float] = BELT) -> dict[str, list[Array]]:
     """float64 poses [3, 4] of each split, camera to world.
 
     Those to train on and to validate with are spread evenly over a belt of the hemisphere, and
@@ -278,21 +292,22 @@ def views(recipe: Recipe) -> dict[str, list[Array]]:
     """
     count = recipe.train + recipe.validation
     held = {int((i + 0.5) * count / recipe.validation) for i in range(recipe.validation)}
-    belt = [look_from(i * GOLDEN, (i + 0.5) / count) for i in range(count)]
+    spread = [look_from(i * GOLDEN, (i + 0.5) / count, belt) for i in range(count)]
     steps = [(i + 0.5) / recipe.test for i in range(recipe.test)]
     return {
-        "train": [pose for i, pose in enumerate(belt) if i not in held],
-        "validation": [pose for i, pose in enumerate(belt) if i in held],
-        "test": [look_from(4 * math.pi * step, step) for step in steps],
+        "train": [pose for i, pose in enumerate(spread) if i not in held],
+        "validation": [pose for i, pose in enumerate(spread) if i in held],
+        "test": [look_from(4 * math.pi * step, step, belt) for step in steps],
     }
 
 
-def look_from(azimuth: float, share: float) -> Array:
+def look_from(azimuth: float, share: float, belt: tuple[float, float] = BELT) -> Array:
     """The pose [3, 4] of a camera that looks at the origin: x right, y up, it looks along -z.
 
-    share: of the belt's area that is lower, in [0, 1].
+    share: of the area of the belt that is lower, in [0, 1]. belt: radians above the floor.
     """
-    height = math.sin(LOWEST) + share * (math.sin(HIGHEST) - math.sin(LOWEST))
+    lowest, highest = map(math.sin, belt)
+    height = lowest + share * (highest - lowest)
     level = math.sqrt(1 - height**2)
     back = np.array([level * math.cos(azimuth), level * math.sin(azimuth), height])
     right = np.array([-math.sin(azimuth), math.cos(azimuth), 0])
@@ -307,19 +322,21 @@ def through(pose: Array, size: int, xs: Array, ys: Array) -> Array:
     return unit(right * x.ravel() + up * y.ravel() - back * focal)
 
 
-def render(pose: Array, size: int, samples: int) -> tuple[Array, Array]:
+def render(pose: Array, size: int, samples: int, world: World = SCENE) -> tuple[Array, Array]:
     """(uint8 [s, s, 4], colours not multiplied by alpha; float32 [s, s], distance from the camera
     to what the centre of each pixel shows, infinite for nothing)."""
     fine = (np.arange(size * samples) + 0.5) / samples
     rows = max(1, AT_ONCE // (size * samples**2))  # of pixels that are drawn together
     strips = [
-        trace(pose[:, 3:], through(pose, size, fine, ys)).reshape(4, -1, samples, size, samples)
+        world.colours(pose[:, 3:], through(pose, size, fine, ys)).reshape(
+            4, -1, samples, size, samples
+        )
         for ys in np.split(fine, range(rows * samples, len(fine), rows * samples))
     ]
     picture = np.concatenate([strip.mean((2, 4)) for strip in strips], axis=1)
     picture[:3] /= np.maximum(picture[3], 1 / samples**2)
     centres = np.arange(size) + 0.5
-    distance, _ = nearest(pose[:, 3:], through(pose, size, centres, centres))
+    distance = world.distances(pose[:, 3:], through(pose, size, centres, centres))
     image = np.round(picture * 255).astype(np.uint8).transpose(1, 2, 0)
     return image, distance.reshape(size, size).astype(np.float32)
 
@@ -333,6 +350,14 @@ def prepare(root: Path, recipe: Recipe) -> Path:
     200 × 200 pixels take a minute or less, once. Raises ConfigError where it cannot be written.
     """
     key = {"format": FORMAT, "solids": SOLIDS, **asdict(recipe)}
+    return keep(root, key, lambda folder: write(folder, recipe))
+
+
+def keep(root: Path, key: dict[str, Any], draw: Callable[[Path], None]) -> Path:
+    """The folder of this key below `root`, which `draw(folder)` makes where there is none.
+
+    It is there whole or not at all. Raises ConfigError where it cannot be written.
+    """
     key = json.loads(json.dumps(key))  # tuples are lists in a header
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     whole = partial(is_whole, root / name, key)
@@ -342,7 +367,7 @@ def prepare(root: Path, recipe: Recipe) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as scratch:
             made = Path(scratch) / name
-            write(made, recipe)
+            draw(made)
             tokens.write_header(made, key=key, sha256=digest(made))
             tokens.install(made, root / name, whole)
     except OSError as error:
@@ -374,14 +399,16 @@ def digest(folder: Path) -> str:
 STORED_AS = {"train": "train", "validation": "val", "test": "test"}  # NeRF-synthetic's names
 
 
-def write(folder: Path, recipe: Recipe) -> None:
+def write(
+    folder: Path, recipe: Recipe, world: World = SCENE, belt: tuple[float, float] = BELT
+) -> None:
     """Draws all views: transforms_{train,val,test}.json, and for each view a picture
     {train,val,test}/r_0.png and its distances, float32 [s, s], in r_0.npy."""
-    for split, poses in views(recipe).items():
+    for split, poses in views(recipe, belt).items():
         stem = STORED_AS[split]
         (folder / stem).mkdir(parents=True)
         with ThreadPoolExecutor() as pool:
-            drawn = pool.map(lambda pose: render(pose, recipe.size, recipe.samples), poses)
+            drawn = pool.map(lambda pose: render(pose, recipe.size, recipe.samples, world), poses)
             frames = [
                 write_view(folder, f"{stem}/r_{i}", pose, *view)
                 for i, (pose, view) in enumerate(zip(poses, drawn, strict=True))

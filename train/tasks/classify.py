@@ -1,6 +1,6 @@
 """Classification: one label a picture."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from train.config import ConfigError, Images, Setup, Task
@@ -36,7 +36,6 @@ class Classify(Task):
         import jax
         import jax.numpy as jnp
 
-        import zoo
         from train import evaluation, losses, metrics, supervised
 
         cfg, data, labels = setup.experiment, setup.data, setup.data.labels
@@ -76,13 +75,5 @@ class Classify(Task):
             ),
             best="accuracy",
             draw=evaluation.draw_classes(labels),
-            card=zoo.Card(
-                model=cfg.model.name,
-                config=asdict(model.config),
-                paper=zoo.registry.entry(cfg.model.name).paper,
-                preprocess=data.preprocess,
-                labels=labels,
-                licence=data.source.licence,
-                source=f"trained with flax-zoo {zoo.__version__} on {cfg.data.source}",
-            ),
+            card=supervised.card(setup, model, labels),
         )

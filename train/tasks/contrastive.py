@@ -82,7 +82,7 @@ class Contrastive(Task):
                 loss=loss,
                 evaluate=evaluators["validation"],
                 best="recall1",
-                card=replace(language.card(setup, model), preprocess=data.preprocess),
+                card=supervised.card(setup, model),
             )
         except ConfigError:
             raise

@@ -72,7 +72,7 @@ class LM(Task):
             ),
             best="-loss",
             draw=lambda found: {},
-            card=language.card(setup, model),
+            card=supervised.card(setup, model),
         )
         task = task._replace(tokenizer=data.tokenizer, beside=beside)
         if not self.sample:

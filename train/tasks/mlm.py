@@ -53,6 +53,6 @@ class MLM(Task):
             metric=metrics.collection(language.METRICS),
             best="-loss",
             draw=lambda found: {},
-            card=language.card(setup, model),
+            card=supervised.card(setup, model),
         )
         return task._replace(tokenizer=data.tokenizer)

@@ -64,6 +64,6 @@ class SequenceClassification(Task):
             ),
             best="accuracy",
             draw=evaluation.draw_classes(labels),
-            card=language.card(setup, model, labels),
+            card=supervised.card(setup, model, labels),
         )
         return task._replace(tokenizer=data.tokenizer)

@@ -65,6 +65,6 @@ class Tagging(Task):
             ),
             best="macro_f1",
             draw=draw,
-            card=language.card(setup, model, labels),
+            card=supervised.card(setup, model, labels),
         )
         return task._replace(tokenizer=data.tokenizer)

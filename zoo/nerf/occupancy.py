@@ -74,13 +74,15 @@ def update(
     *,
     threshold: Any,
     every: bool,
+    decay: float = DECAY,
     chunk: int = 2**18,
 ) -> Grid:
     """Appendix E.2, steps 1 to 3, which the paper takes every 16 training steps.
 
     density: points [m, 3] → sigma [m] ≥ 0, asked for at most `chunk` points at a time. every: ask
     about all cells, as in the first 256 training steps; else about half as many, one half of them
-    drawn from all cells and the other from those occupied. threshold: the density, 1 / world unit,
+    drawn from all cells and the other from those occupied. decay: what is left of a cell's density
+    at the next update; the paper's is for one in 16 steps. threshold: the density, 1 / world unit,
     from which a cell is occupied: THRESHOLD / the length of a step. A density that is no number
     counts as `LARGEST`: its cell stays occupied, and decays once there are numbers again.
     """
@@ -91,7 +93,7 @@ def update(
     found = _in_chunks(density, places, chunk).astype(jnp.float32)
     found = jnp.clip(jnp.nan_to_num(found, nan=LARGEST), 0, LARGEST)
 
-    highest = (DECAY * grid.density.reshape(-1)).at[cells].max(found)
+    highest = (decay * grid.density.reshape(-1)).at[cells].max(found)
     highest = highest.reshape(grid.density.shape)
     occupied = highest >= jnp.minimum(threshold, highest.mean() / 2)
     return grid._replace(density=highest, occupied=occupied)

@@ -1,0 +1,118 @@
+"""Views of one scene, opened: what `Views.open` gives to the trainer.
+
+    to train   {"ray" int32 [b], "colour" uint8 [b, c]}, drawn from all pixels of the training views
+    to judge   the same, every pixel of every view of a split in order, and "mask" float32 [b]
+
+b: rays of this process · c: 3, or 4 with alpha. A ray is the number of its pixel, view by view and
+row by row; where it begins and leads to is computed on the device (`Dataset.rays`).
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.config import ConfigError, Views
+from train.data import pipeline, posed, raytrace
+from train.data.posed import Scene
+
+LARGEST = 2**31 - 1  # pixels that int32 counts
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A scene and how its rays are drawn."""
+
+    cfg: Views
+    scene: Scene
+
+    @property
+    def source(self) -> Scene:
+        """What the licence is of."""
+        return self.scene
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of every picture."""
+        _, height, width, _ = self.scene.images.shape
+        return height, width
+
+    def train(self) -> pipeline.Stream:
+        """Endless batches, drawn with replacement, whose position can be stored."""
+        return self.stream(**pipeline.this_process())
+
+    def stream(self, process_index: int = 0, process_count: int = 1) -> pipeline.Stream:
+        """The same for one process of several: its share of batches that all of them draw."""
+        known, size = self.scene.splits["train"], self.cfg.batch_size
+        own = pipeline.share(self.cfg, size, process_index, process_count)
+        each = self.sides[0] * self.sides[1]
+
+        def draw(number: int) -> pipeline.Batch:
+            rng = np.random.default_rng((self.cfg.seed, number))
+            view, pixel = rng.choice(known, size), rng.integers(each, size=size)
+            return self.take((view * each + pixel)[own])
+
+        images = self.scene.images
+        digest = hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
+        return pipeline.drawn_stream(draw, self.cfg, pipeline.Skips("train", len(known)), digest)
+
+    def evaluate(self, split: str) -> tuple[Iterator[pipeline.Batch], pipeline.Skips]:
+        """Every pixel of the views of "validation" or "test", in order."""
+        batches = self.in_order(split, **pipeline.this_process())
+        return batches, pipeline.Skips(split, len(self.scene.splits[split]))
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a global training batch."""
+        b = self.cfg.batch_size
+        return {
+            "ray": jax.ShapeDtypeStruct((b,), jnp.int32),
+            "colour": jax.ShapeDtypeStruct((b, self.scene.images.shape[-1]), jnp.uint8),
+        }
+
+    def pixels(self, ray: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The views int32 [b] of rays, and the centres of their pixels, [b, 2]. On the device."""
+        height, width = self.sides
+        view, pixel = ray // (height * width), ray % (height * width)
+        return view, jnp.stack([pixel % width, pixel // width], axis=-1) + 0.5
+
+    def take(self, ray: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of these rays."""
+        pixels = self.scene.images.reshape(-1, self.scene.images.shape[-1])
+        return {"ray": ray.astype(np.int32), "colour": pixels[ray]}
+
+    def in_order(
+        self, split: str, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[pipeline.Batch]:
+        """The same for one process of several, each of which has its share of every batch."""
+        views, batch = self.scene.splits[split], self.cfg.batch_size
+        each = self.sides[0] * self.sides[1]
+        size = -(-self.cfg.judged // batch) * batch  # what devices divide
+        own = pipeline.share(self.cfg, size, process_index, process_count)
+        for start in range(0, len(views) * each, size):
+            number = np.arange(start, start + size)[own]
+            mask = (number < len(views) * each).astype(np.float32)
+            number = np.minimum(number, len(views) * each - 1)
+            yield self.take(views[number // each] * each + number % each) | {"mask": mask}
+
+
+def open_views(cfg: Views) -> Dataset:
+    """Raises ConfigError for a source that cannot be used."""
+    train, validation, test = cfg.views
+    scene = posed.open_scene(
+        cfg.source,
+        factor=cfg.factor,
+        background=cfg.background,
+        holdout=cfg.holdout,
+        seed=cfg.seed,
+        recipe=raytrace.Recipe(cfg.size, cfg.samples, train, validation, test),
+        cache=cfg.cache,
+    )
+    if scene.images[..., 0].size > LARGEST:
+        raise ConfigError(
+            f"data.source = {cfg.source!r} has {scene.images[..., 0].size} pixels, more than "
+            f"{LARGEST}: raise data.factor"
+        )
+    return Dataset(cfg, scene)
