@@ -16,7 +16,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=Model("nerf"),
         data=Views(source="scene", batch_size=64, judged=1024),
-        task=NeRF(sampler=Hierarchical(), loss="squared", background="white"),
+        task=NeRF(sampler=Hierarchical(), loss="squared", background="scene"),
         optim=Optim("adamw", lr=5e-4, final=0.1, eps=1e-7),
         steps=2000,
         evaluate_every=1000,

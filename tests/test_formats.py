@@ -46,8 +46,6 @@ from hypothesis import strategies as st
 from zoo.weights import flax_file, formats
 from zoo.weights.convert import WeightsError
 
-pytestmark = pytest.mark.quick
-
 GOLDEN = Path(__file__).parent / "golden"
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 FILES = ("model.safetensors", "model.npz", "flax_model.msgpack")

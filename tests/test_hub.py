@@ -26,8 +26,6 @@ from zoo.models import resnet
 from zoo.weights import hub
 from zoo.weights.convert import WeightsError
 
-pytestmark = pytest.mark.quick
-
 BIG = bytes(range(256)) * 40
 FACTS = {
     "config.json": b"{}",

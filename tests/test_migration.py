@@ -20,8 +20,6 @@ from zoo.models import resnet, vit
 from zoo.weights import formats
 from zoo.weights.convert import WeightsError
 
-pytestmark = pytest.mark.quick
-
 BOUND = 1e-5  # measured: 4e-7; the other GELU is 1e-4 away
 README = Path(__file__).parent.parent / "README.md"
 CASES = (  # recorded from those classes, with the files that they saved

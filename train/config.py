@@ -206,7 +206,9 @@ class Views(Data):
     batch_size: int = 4096  # rays per step, over all devices and processes
     judged: int = 8192  # rays at a time in evaluations; rounded up to batches
     factor: int = 1  # pictures become so many times smaller
-    background: Literal["white", "black"] | None = None  # behind what is transparent; None: white
+    # Behind what is transparent; None: white, but black where nothing is transparent.
+    background: Literal["white", "black"] | None = None
+    threads: int = 0  # rays are drawn in less time than a thread takes to hand them over
     size: int = 200  # of `scene` and `mesh:`, which are drawn: the side of a picture,
     samples: int = 4  # rays along the side of a pixel,
     views: tuple[int, int, int] = (60, 10, 20)  # and views to train, to validate and to test with
@@ -327,6 +329,9 @@ class Task:
 
     def check(self) -> None:
         """Raises ConfigError for options that cannot work."""
+
+    def check_with(self, experiment: "Experiment") -> None:
+        """Raises ConfigError for what does not go with this task elsewhere in the experiment."""
 
     def plain(self) -> "Task":
         """The same without regularisation, so that one batch can be learned by heart."""
@@ -584,9 +589,19 @@ def check_together(experiment: Experiment) -> None:
         raise ConfigError(
             f"data.batch_size is {data.batch_size}: not a multiple of task.chunk {chunk}"
         )
+    task.check_with(experiment)
     length, context = getattr(data, "length", None), model.options.get("context")
     if length and type(context) is int and length > context:
         raise short_context(model, length, context)
+
+
+def check_float32(experiment: Experiment) -> None:
+    """Raises ConfigError for positions that numbers could not tell apart."""
+    if experiment.step.precision != "float32":
+        raise ConfigError(
+            f"step.precision is {experiment.step.precision}, whose positions are 1/256 apart; a "
+            "field of positions needs float32"
+        )
 
 
 def short_context(model: Model, length: int, context: int) -> ConfigError:

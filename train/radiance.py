@@ -3,9 +3,8 @@
 n rays of a batch · v views of a split, h × w pixels each · c channels, 3 or 4 with alpha.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +17,9 @@ from skimage.metrics import structural_similarity
 from train import parallel, pictures
 from train.data.views import Dataset
 from train.metrics import psnr
-from train.state import Batch, Evaluate, State
-from train.step import Update
-from zoo.nerf import occupancy, proposal, samplers, volume
+from train.state import Batch, Evaluate, State, Task
+from train.step import Loss, Update
+from zoo.nerf import occupancy, proposal, samplers, sampling, volume
 from zoo.nerf.cameras import Camera, Rays, rays, select
 from zoo.nerf.occupancy import Grid
 from zoo.nerf.samplers import Asked
@@ -32,6 +31,7 @@ ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "huber": lambda x, y: optax.losses.huber_loss(x, y, delta=DELTA).mean(axis=-1) / DELTA,
     "squared": lambda x, y: ((x - y) ** 2).mean(axis=-1),
 }
+GRID = 2**31 - 1  # no step: what the grid's randomness is folded from
 SEEN = 0.5  # the opacity from which a pixel has a depth
 Ask = Callable[[Any], Asked]  # of the variables
 
@@ -71,27 +71,27 @@ class Learned(NamedTuple):
 def from_occupied(
     cfg: Any, asked: Asked, space: Space, seen: Seen, key: jax.Array, batch: Batch
 ) -> Learned:
-    """`cfg.room` samples of the rays that they are enough for, which are the more the emptier the
-    scene is known to be; what is behind them counts in a later batch."""
+    """`cfg.room` samples, of as many rays as they are enough for: the more, the emptier the scene
+    is known to be. The other rays do not count."""
     samples = samplers.marched(space, seen.rays, batch["grid"], key)
 
     def pack(rays: Rays, samples: Any, background: jax.Array) -> Any:
         room = cfg.room // cfg.groups
         if cfg.prune:
             samples = volume.prune(asked.density, rays, samples, room=cfg.prune * room)
-        return volume.render_packed(asked.field, rays, samples, background, room)
+        rendered, whole = volume.render_packed(asked.field, rays, samples, background, room)
+        return rendered, whole, (samples.delta > 0).sum(axis=1)
 
     rows = (seen.rays, samples, seen.background)
     if cfg.groups == 1:
-        rendered, whole = pack(*rows)
+        rendered, whole, used = pack(*rows)
     else:
-        rendered, whole = together(jax.vmap(pack)(*apart(rows, cfg.groups)))
-    used = jnp.where(whole, (samples.delta > 0).sum(axis=1), 0).sum()
+        rendered, whole, used = together(jax.vmap(pack)(*apart(rows, cfg.groups)))
     error = ERRORS[cfg.loss](rendered.colour, seen.colour)
     metrics = {
         "psnr": psnr_of(rendered.colour, seen.colour, whole),
         "rays": whole.astype(jnp.float32).mean(),
-        "samples": used / jnp.maximum(whole.sum(), 1),
+        "samples": jnp.where(whole, used, 0).sum() / jnp.maximum(whole.sum(), 1),
     }
     return Learned(error, whole, jnp.zeros(()), metrics)
 
@@ -109,23 +109,24 @@ def from_both(
     cfg: Any, asked: Asked, space: Space, seen: Seen, key: jax.Array, batch: Batch
 ) -> Learned:
     """NeRF, equation 6: the coarse picture and the fine one."""
-    found = samplers.twice(asked, space, seen.rays, seen.background, key)
-    error = sum(ERRORS[cfg.loss](rendered.colour, seen.colour) for rendered in found)
+    coarse, fine = samplers.twice(asked, space, seen.rays, seen.background, key)
+    error = ERRORS[cfg.loss]
+    both = error(coarse.colour, seen.colour) + error(fine.colour, seen.colour)
     every = jnp.ones(len(seen.colour), bool)
-    return Learned(
-        error, every, jnp.zeros(()), {"psnr": psnr_of(found[1].colour, seen.colour, every)}
-    )
+    metrics = {"psnr": psnr_of(fine.colour, seen.colour, every)}
+    return Learned(both, every, jnp.zeros(()), metrics)
 
 
 def from_proposed(
     cfg: Any, asked: Asked, space: Space, seen: Seen, key: jax.Array, batch: Batch
 ) -> Learned:
-    """Mip-NeRF 360, equation 14 with the proposals' loss of equation 13."""
+    """Mip-NeRF 360, section 3 and 4: with the proposals' loss (equation 13) and that of distortion
+    (equation 15)."""
     anneal = proposal.annealed(jnp.minimum(batch["step"] / cfg.anneal, 1))
     rendered, samples = samplers.proposed(asked, space, seen.rays, seen.background, key, anneal)
     assert samples.unit is not None
-    unit = samplers.sampling.middles(samples.unit)
-    bent = volume.distortion(unit.t, unit.delta, rendered.weights).mean()
+    spans = sampling.middles(samples.unit)
+    bent = volume.distortion(spans.t, spans.delta, rendered.weights).mean()
     behind = proposal.interlevel(samples, rendered.weights).mean()
     every = jnp.ones(len(seen.colour), bool)
     metrics = {
@@ -144,6 +145,20 @@ LEARN: dict[type[Sampler], Callable[..., Learned]] = {
 }
 
 
+def objective(task: Any, data: Dataset, ask: Ask, space: Space) -> Loss:
+    """The loss of a batch, as `train.step.supervised` takes it; task: a `train.tasks.nerf.NeRF`."""
+    kind = {"scene": space.background}.get(task.background, task.background)
+
+    def loss(params: Any, vars: Any, batch: Batch, rng: jax.Array) -> Any:
+        behind, along = jax.random.split(rng)
+        rows, asked = seen(data, batch, kind, behind), ask({"params": params, **vars})
+        found = LEARN[type(space.sampler)](task, asked, space, rows, along, batch)
+        total = (found.error * found.counts).sum() / found.counts.sum().clip(1)
+        return total + found.more, (vars, found.metrics)
+
+    return loss
+
+
 def psnr_of(found: jax.Array, truth: jax.Array, counts: jax.Array) -> jax.Array:
     """dB, over the rays that count."""
     squares = jnp.where(counts, ((found - truth) ** 2).mean(axis=-1), 0)
@@ -151,13 +166,13 @@ def psnr_of(found: jax.Array, truth: jax.Array, counts: jax.Array) -> jax.Array:
     return -10 * jnp.log10(jnp.maximum(mean, 1e-12))
 
 
-def with_grid(update: Update, cfg: Any, ask: Ask, space: Space) -> Update:
+def renewing_grid(update: Update, cfg: Any, ask: Ask, space: Space) -> Update:
     """The update with the occupancy grid of `state.extra`, which it renews every `cfg.every` steps
     before the batch, from all cells in the first `cfg.whole` steps (Instant-NGP, appendix E.2)."""
 
     def renewed(state: State, every: bool) -> Grid:
-        # One key for all devices: they must have one grid.
-        key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), 1)
+        # One key for all devices, which must have one grid, and none that a batch draws from.
+        key = jax.random.fold_in(jax.random.fold_in(state.rng, GRID), state.step)
         density = ask({"params": state.params, **state.vars}).density
         how = {"threshold": samplers.threshold(space), "every": every, "decay": cfg.decay}
         return occupancy.update(state.extra["grid"], density, key, **how)
@@ -177,12 +192,27 @@ def with_grid(update: Update, cfg: Any, ask: Ask, space: Space) -> Update:
     return step
 
 
+def stepping(task: Task, cfg: Any, ask: Ask, space: Space) -> Task:
+    """The task whose batches know the step, and, with an occupancy grid, whose state has it."""
+
+    def update(state: State, batch: Batch) -> tuple[State, Any]:
+        return task.update(state, {**batch, "step": state.step})
+
+    def init(rng: jax.Array, batch: Batch) -> State:
+        state = task.init(rng, batch)
+        return state.replace(extra={**state.extra, "grid": samplers.create_grid(space)})
+
+    if not isinstance(space.sampler, Occupancy):
+        return task._replace(update=update)
+    return task._replace(init=init, update=renewing_grid(update, cfg, ask, space))
+
+
 # ---- judging ----
 
 
 class Shown(NamedTuple):
-    """Views of a split, NumPy: colour and truth [v, h, w, 3], depth and opacity [v, h, w]; solid
-    [v, h, w]: where something is; distance [v, h, w]: its true depth, or None."""
+    """One view, NumPy: colour and truth [h, w, 3], depth and opacity [h, w]; solid [h, w]: where
+    something is; distance [h, w]: its true depth, or None."""
 
     colour: np.ndarray
     truth: np.ndarray
@@ -192,93 +222,104 @@ class Shown(NamedTuple):
     distance: np.ndarray | None
 
 
+class Judged(NamedTuple):
+    """psnr, ssim: of a view. squares: of the errors of its `solid` pixels, [3 · solid]; off: how
+    far depths are from the truth, [pixels where both see something]."""
+
+    psnr: float
+    ssim: float
+    squares: np.ndarray
+    off: np.ndarray
+
+
 def evaluators(data: Dataset, ask: Ask, space: Space, drawn: int) -> dict[str, Evaluate]:
-    """split → its `evaluate`. drawn: views of a sheet.
+    """split → its `evaluate`. drawn: views of a sheet; 0: no sheet.
 
     Finds `psnr`, the mean over views, `psnr_min`, the lowest of a view, `psnr_foreground`, over the
     pixels that show something, `ssim` (Wang et al., 2004, with their Gaussian window), and, where
     the truth is known, `depth_error`: the mean distance to it where both see something, world
-    units.
+    units; where nothing is seen yet, of all that is to be seen.
     """
 
     @jax.jit
     def shown(variables: Any, grid: Grid | None, batch: Batch) -> Any:
-        rows = seen(data, batch, evident(space.background))
+        rows = seen(data, batch, space.background)
         found = samplers.shown(ask(variables), space, rows.rays, grid, rows.background)
         return jnp.clip(found.colour, 0, 1), rows.colour, found.depth, found.opacity
 
     def evaluate(split: str, state: State, batches: Iterable[Batch]) -> Any:
-        variables, grid = state.variables(), state.extra.get("grid")
-        rows = []
-        for batch in batches:
-            found = parallel.whole((shown(variables, grid, batch), batch["mask"]))
-            rows.append([x[found[1] > 0] for x in found[0]])
-        views = collected(data, split, [np.concatenate(x) for x in zip(*rows, strict=True)])
-        return judged(views), {"views": sheet(views, drawn)}
+        look = partial(shown, state.variables(), state.extra.get("grid"))
+        views = data.scene.splits[split]
+        chosen = set(np.linspace(0, len(views) - 1, min(drawn, len(views))).astype(int).tolist())
+        found, rows = [], []
+        whole = (parallel.whole((*look(batch), batch["mask"])) for batch in batches)
+        for i, view in enumerate(by_view(data, views, whole)):
+            found.append(judged(view))
+            if i in chosen:
+                rows.append(row_of(view))
+        return summary(found), {"views": pictures.tiles(rows)} if rows else {}
 
-    def of(split: str) -> Evaluate:
-        return lambda state, batches: evaluate(split, state, batches)
-
-    return {split: of(split) for split in ("validation", "test")}
-
-
-def evident(background: str) -> str:
-    """That which transparent pixels are judged over."""
-    return background if background in ("white", "black") else "white"
+    return {split: partial(evaluate, split) for split in ("validation", "test")}
 
 
-def collected(data: Dataset, split: str, rows: list[np.ndarray]) -> Shown:
-    chosen, (h, w) = data.scene.splits[split], data.sides
-    colour, truth, depth, opacity = (x.reshape(len(chosen), h, w, *x.shape[1:]) for x in rows)
-    images, distance = data.scene.images[chosen], data.scene.depth
-    if distance is not None:
-        distance = distance[chosen]
-    if images.shape[-1] == 4:
-        solid = images[..., 3] > 0
-    else:
-        solid = np.ones(images.shape[:3], bool) if distance is None else np.isfinite(distance)
-    return Shown(colour, truth, depth, opacity, solid, distance)
+def by_view(data: Dataset, views: np.ndarray, rows: Iterable[Any]) -> Iterator[Shown]:
+    """Whole views out of batches of rays; no more of them than needed are kept."""
+    (h, w), scene = data.sides, data.scene
+    left: list[np.ndarray] = []
+    numbers = iter(views)
+    for *found, mask in rows:
+        found = [x[mask > 0] for x in found]
+        left = [np.concatenate(pair) for pair in zip(left, found, strict=True)] if left else found
+        while left and len(left[0]) >= h * w:
+            own = [x[: h * w].reshape(h, w, *x.shape[1:]) for x in left]
+            left, view = [x[h * w :] for x in left], next(numbers)
+            distance = None if scene.depth is None else scene.depth[view]
+            yield Shown(*own, solid_of(scene.images[view], distance), distance)
 
 
-def judged(views: Shown) -> dict[str, float]:
-    each = [psnr(*pair) for pair in zip(views.colour, views.truth, strict=True)]
-    alike = [
-        structural_similarity(
-            *pair,
-            channel_axis=2,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for pair in zip(views.truth, views.colour, strict=True)
-    ]
+def solid_of(image: np.ndarray, distance: np.ndarray | None) -> np.ndarray:
+    """Where a picture [h, w, c] shows something, bool [h, w], as far as that is known."""
+    if image.shape[-1] == 4:
+        return image[..., 3] > 0
+    return np.ones(image.shape[:2], bool) if distance is None else np.isfinite(distance)
+
+
+def judged(view: Shown) -> Judged:
+    alike = structural_similarity(
+        view.truth,
+        view.colour,
+        channel_axis=2,
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    squares = ((view.colour - view.truth)[view.solid].astype(np.float64) ** 2).reshape(-1)
+    off = np.zeros(0)
+    if view.distance is not None:
+        there = np.isfinite(view.distance)
+        both = there & (view.opacity > SEEN)
+        both = both if both.any() else there
+        off = np.abs(view.depth[both].astype(np.float64) - view.distance[both])
+    return Judged(psnr(view.colour, view.truth), float(alike), squares, off)
+
+
+def summary(views: Sequence[Judged]) -> dict[str, float]:
+    squares, off = (np.concatenate(x) for x in ([v.squares for v in views], [v.off for v in views]))
     metrics = {
-        "psnr": float(np.mean(each)),
-        "psnr_min": float(np.min(each)),
-        "psnr_foreground": psnr(views.colour[views.solid], views.truth[views.solid]),
-        "ssim": float(np.mean(alike)),
+        "psnr": float(np.mean([view.psnr for view in views])),
+        "psnr_min": float(np.min([view.psnr for view in views])),
+        "ssim": float(np.mean([view.ssim for view in views])),
     }
-    if views.distance is not None:
-        both = np.isfinite(views.distance) & (views.opacity > SEEN)
-        off = np.abs(views.depth[both] - views.distance[both])
-        metrics["depth_error"] = float(off.mean()) if both.any() else math.inf
-    return metrics
+    if len(squares):
+        metrics["psnr_foreground"] = psnr(np.sqrt(squares), np.zeros(()))
+    return metrics | ({"depth_error": float(off.mean())} if len(off) else {})
 
 
-def sheet(views: Shown, count: int) -> np.ndarray:
-    """Truth, what is rendered, its error and its depth, of views from all over the split."""
-    chosen = np.linspace(0, len(views.colour) - 1, min(count, len(views.colour))).astype(int)
-    rows = [
-        [
-            views.truth[i],
-            views.colour[i],
-            np.clip(4 * np.abs(views.colour[i] - views.truth[i]), 0, 1),
-            pictures.depth(views.depth[i], views.opacity[i] > SEEN),
-        ]
-        for i in chosen
-    ]
-    return pictures.tiles(rows)
+def row_of(view: Shown) -> list[np.ndarray]:
+    """Truth, what is rendered, its error four times as bright, and its depth."""
+    error = np.clip(4 * np.abs(view.colour - view.truth), 0, 1)
+    return [view.truth, view.colour, error, pictures.depth(view.depth, view.opacity > SEEN)]
 
 
 def known(data: Dataset) -> Callable[[str], Mapping[str, float]]:

@@ -102,7 +102,7 @@ def to_dict(value: Any) -> Any:
         return list(map(to_dict, value)) if isinstance(value, (tuple, list)) else value
     kind = {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
     fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return fields | (kind if dataclasses.is_dataclass(type(value).__base__) else {})
+    return fields | (kind if any(map(dataclasses.is_dataclass, type(value).__mro__[1:])) else {})
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:

@@ -4,7 +4,7 @@
     to judge   the same, every pixel of every view of a split in order, and "mask" float32 [b]
 
 b: rays of this process · c: 3, or 4 with alpha. A ray is the number of its pixel, view by view and
-row by row; where it begins and leads to is computed on the device (`Dataset.rays`).
+row by row; where it lies is computed on the device (`Dataset.pixels`).
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from train.data import pipeline, posed, raytrace
 from train.data.posed import Scene
 
 LARGEST = 2**31 - 1  # pixels that int32 counts
+SMALLEST = 11  # the side of SSIM's window
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,16 @@ class Dataset:
             view, pixel = rng.choice(known, size), rng.integers(each, size=size)
             return self.take((view * each + pixel)[own])
 
-        images = self.scene.images
-        digest = hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
-        return pipeline.drawn_stream(draw, self.cfg, pipeline.Skips("train", len(known)), digest)
+        return pipeline.drawn_stream(
+            draw, self.cfg, pipeline.Skips("train", len(known)), self.digest()
+        )
+
+    def digest(self) -> str:
+        """Of pictures, cameras and what trains."""
+        scene, found = self.scene, hashlib.sha256(repr(self.scene.images.shape).encode())
+        for part in (scene.images, *scene.cameras, scene.splits["train"]):
+            found.update(np.ascontiguousarray(part))
+        return found.hexdigest()
 
     def evaluate(self, split: str) -> tuple[Iterator[pipeline.Batch], pipeline.Skips]:
         """Every pixel of the views of "validation" or "test", in order."""
@@ -115,4 +123,10 @@ def open_views(cfg: Views) -> Dataset:
             f"data.source = {cfg.source!r} has {scene.images[..., 0].size} pixels, more than "
             f"{LARGEST}: raise data.factor"
         )
-    return Dataset(cfg, scene)
+    data = Dataset(cfg, scene)
+    if min(data.sides) < SMALLEST:
+        raise ConfigError(
+            f"data.source = {cfg.source!r}: pictures of {data.sides[0]}×{data.sides[1]} pixels "
+            f"cannot be compared in windows of {SMALLEST}: lower data.factor or raise data.size"
+        )
+    return data

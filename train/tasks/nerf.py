@@ -1,11 +1,22 @@
 """A scene from posed pictures: a field of density and colour that renders like them."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from train.config import ConfigError, Setup, Task, Views
+import numpy as np
+
+from train.config import ConfigError, Experiment, Setup, Task, Views, check_float32
 from zoo import registry
-from zoo.nerf.scene import Hierarchical, Occupancy, Proposals, Sampler, Scene, Space
+from zoo.nerf.scene import (
+    SAMPLERS,
+    Hierarchical,
+    Occupancy,
+    Proposals,
+    Sampler,
+    Scene,
+    Space,
+)
 
 
 @dataclass(frozen=True)
@@ -13,10 +24,12 @@ class NeRF(Task):
     """The colours of rays through random pixels of all training views (Mildenhall et al., 2020,
     arXiv:2003.08934), with one of three ways to choose samples, `task.sampler`.
 
-    Batches are {"ray" int32 [b], "colour" uint8 [b, c]}. Reports `loss` and `psnr`, with an
+    Batches are {"ray" int32 [b], "colour" uint8 [b, c]}. Reports `loss` and `psnr`; with an
     occupancy grid also the share of the batch's `rays` that had room and their mean number of
-    `samples`; in evaluations what `train.radiance` finds of whole views, and draws some. The best
-    checkpoint is that of the highest validation `psnr`.
+    `samples`; with proposals their loss, `interlevel`, and `distortion`; in evaluations what
+    `train.radiance` finds of whole views, and draws some. The best checkpoint is that of the
+    highest validation `psnr`. A config chooses the sampler; the command line changes its numbers,
+    `--task.sampler.slots 64`.
     """
 
     takes = Views
@@ -24,7 +37,7 @@ class NeRF(Task):
 
     sampler: Sampler = field(default_factory=Occupancy)
     loss: Literal["huber", "squared"] = "huber"
-    background: Literal["white", "black", "random"] = "random"  # behind what is transparent
+    background: Literal["random", "scene"] = "random"  # behind what is transparent, in training
     near: float = 0.05  # world units: nothing is nearer to a camera
     drawn: int = 4  # views of the sheet of an evaluation
     # With an occupancy grid:
@@ -32,7 +45,7 @@ class NeRF(Task):
     every: int = 16  # steps between updates of the grid
     whole: int = 256  # steps in which an update asks about all cells
     decay: float = 0.95  # of a cell's density from update to update
-    prune: int = 0  # hidden samples take no room; so many times the room is asked first; 0: do
+    prune: int = 0  # k: of k · room samples the hidden ones are left out first; 0: they stay
     groups: int = 1  # of rays that share the room; one for each device spares them each other's
     # With proposals:
     distortion: float = 0.01  # weight of the loss that draws samples together
@@ -51,67 +64,73 @@ class NeRF(Task):
             raise ConfigError(
                 f"task.room is {self.room}: not a multiple of task.groups {self.groups}"
             )
+        check_sampler(self.sampler)
+        slots, room = getattr(self.sampler, "slots", 0), self.room // self.groups
+        if slots > room:
+            raise ConfigError(
+                f"task.sampler.slots is {slots}, but a group of rays has room for {room} samples: "
+                "not one ray might fit in; raise task.room"
+            )
+
+    def check_with(self, experiment: Experiment) -> None:
+        cfg, two = experiment, isinstance(self.sampler, Hierarchical)
+        if two != (registry.entry(cfg.model.name).page == "nerf"):
+            raise ConfigError(
+                f"task.sampler is {type(self.sampler).__name__}, but the model is "
+                f"{cfg.model.name}: the coarse and fine networks of nerf, and these alone, take "
+                "Hierarchical"
+            )
+        check_float32(cfg)
+        if cfg.step.accumulate != 1:
+            raise ConfigError(
+                "step.accumulate: rays are not accumulated; lower data.batch_size and task.room, "
+                "which does the same"
+            )
+        if cfg.data.batch_size % self.groups:
+            raise ConfigError(
+                f"data.batch_size is {cfg.data.batch_size}: not a multiple of task.groups "
+                f"{self.groups}"
+            )
+        if cfg.parallel.compiler == "pmap" and isinstance(self.sampler, Occupancy):
+            raise ConfigError(
+                "parallel.compiler: the rays of all devices share task.room, which pmap cannot "
+                "see; use jit, with a group for each device (task.groups)"
+            )
 
     def build(self, setup: Setup) -> Any:
         # Imported here, because options are listed and checked without jax.
-        import jax
+        import jax.numpy as jnp
 
         from train import radiance, supervised
         from zoo.nerf import samplers
 
         cfg, data = setup.experiment, setup.data
-        check_together(self, cfg)
         model = supervised.create(cfg.model, facts(self.sampler, cfg.model.name))
-        space = space_of(self, data.scene, unbounded=isinstance(self.sampler, Proposals))
-        gridded = isinstance(self.sampler, Occupancy)
-
-        def ask(variables: Any) -> Any:
-            return samplers.ask(model.apply, variables, space)
-
-        def loss(params: Any, vars: Any, batch: Any, rng: jax.Array) -> Any:
-            keys = jax.random.split(rng)
-            rows = radiance.seen(data, batch, self.background, keys[0])
-            asked = ask({"params": params, **vars})
-            learn = radiance.LEARN[type(self.sampler)]
-            found = learn(self, asked, space, rows, keys[1], batch)
-            total = (found.error * found.counts).sum() / found.counts.sum().clip(1)
-            return total + found.more, (vars, found.metrics)
-
-        def inputs(batch: Any) -> tuple[jax.Array, jax.Array]:
-            n = len(batch["ray"])
-            return jax.numpy.full((n, 3), 0.5), jax.numpy.eye(3)[jax.numpy.zeros(n, int)]
-
+        space = space_of(self, data.scene)
+        ask = partial(samplers.ask, model.apply, space=space)
         evaluators = radiance.evaluators(data, ask, space, self.drawn)
+
+        def inputs(batch: Any) -> Any:
+            places = jnp.full((len(batch["ray"]), 3), 0.5)
+            return places, places / jnp.linalg.norm(places, axis=1, keepdims=True)
+
         task = supervised.trained(
             setup,
             model,
             inputs=inputs,
-            loss=loss,
+            loss=radiance.objective(self, data, ask, space),
             evaluate=evaluators["validation"],
             best="psnr",
             card=supervised.card(setup, model),
         )
-        inner, first = task.update, task.init
-
-        def stepped(state: Any, batch: Any) -> Any:
-            return inner(state, {**batch, "step": state.step})
-
-        def init(rng: jax.Array, batch: Any) -> Any:
-            state = first(rng, batch)
-            return state.replace(extra={**state.extra, "grid": samplers.create_grid(space)})
-
-        update = radiance.with_grid(stepped, self, ask, space) if gridded else stepped
         height, width = data.sides
-        scene = data.scene
-        return task._replace(
-            init=init if gridded else first,
-            update=update,
+        seen, scene = (space, height, width), data.scene
+        task = task._replace(
             evaluators=evaluators,
             beside=radiance.known(data),
-            companion=Scene(
-                space, height, width, scene.cameras, scene.names, scene.splits, scene.licence
-            ),
+            companion=Scene(*seen, scene.cameras, scene.names, scene.splits, scene.licence),
         )
+        return radiance.stepping(task, self, ask, space)
 
 
 def facts(sampler: Sampler, name: str) -> dict[str, Any]:
@@ -121,30 +140,26 @@ def facts(sampler: Sampler, name: str) -> dict[str, Any]:
     return {key: decided[key] for key in decided if key in registry.entry(name).fields}
 
 
-def check_together(task: NeRF, cfg: Any) -> None:
-    """Raises ConfigError for what does not go with rays."""
-    two = isinstance(task.sampler, Hierarchical)
-    if two != (registry.entry(cfg.model.name).page == "nerf"):
-        raise ConfigError(
-            f"task.sampler is {type(task.sampler).__name__}, but the model is {cfg.model.name}: "
-            "the coarse and fine networks of nerf, and these alone, take Hierarchical"
-        )
-    if cfg.step.precision != "float32":
-        raise ConfigError(
-            f"step.precision is {cfg.step.precision}, whose positions are 1/256 apart; a radiance "
-            "field needs float32"
-        )
-    if cfg.step.accumulate != 1:
-        raise ConfigError(
-            "step.accumulate: rays are not accumulated; lower data.batch_size and task.room, which "
-            "does the same"
-        )
-    if cfg.data.batch_size % task.groups:
-        raise ConfigError(
-            f"data.batch_size is {cfg.data.batch_size}: not a multiple of task.groups {task.groups}"
-        )
+LEAST = {"coarse": 3}  # its first and last interval are not drawn from
 
 
-def space_of(task: NeRF, scene: Any, unbounded: bool) -> Space:
-    low, high = (tuple(float(x) for x in corner) for corner in scene.box)
-    return Space(low, high, unbounded, task.near, scene.background, task.sampler)  # pyright: ignore
+def check_sampler(sampler: Sampler) -> None:
+    """Raises ConfigError for numbers that give no samples."""
+    if type(sampler) not in SAMPLERS.values():
+        kinds = ", ".join(kind.__name__ for kind in SAMPLERS.values())
+        raise ConfigError(f"task.sampler is a {type(sampler).__name__}; choose one of {kinds}")
+    for key, value in asdict(sampler).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if min(numbers, default=0) < LEAST.get(key, 1):
+            raise ConfigError(
+                f"task.sampler.{key} is {value}, but must be {LEAST.get(key, 1)} or more"
+            )
+
+
+def space_of(task: NeRF, scene: Any) -> Space:
+    """The scene's box is the last of the cascades."""
+    low, high = (np.asarray(corner, np.float64) for corner in scene.box)
+    half = (high - low) / 2 / 2 ** (getattr(task.sampler, "cascades", 1) - 1)
+    corners = (tuple(((low + high) / 2 + side * half).tolist()) for side in (-1, 1))
+    unbounded = isinstance(task.sampler, Proposals)
+    return Space(*corners, unbounded, task.near, scene.background, task.sampler)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from train.config import ConfigError, Experiment, Picture, Setup, Task
+from train.config import ConfigError, Experiment, Picture, Setup, Task, check_float32
+from zoo import registry
 
 SIDE = 1024  # pixels of a drawing: of larger pictures rows and columns are left out
 
@@ -23,6 +24,14 @@ class FitPicture(Task):
 
     takes = Picture
 
+    def check_with(self, experiment: Experiment) -> None:
+        if "dimensions" not in registry.entry(experiment.model.name).fields:
+            raise ConfigError(
+                f"model.name: {experiment.model.name} is no field that takes points of the plane; "
+                "take one, such as ngp_picture"
+            )
+        check_float32(experiment)
+
     def build(self, setup: Setup) -> Any:
         # Imported here, because options are listed and checked without jax.
         import jax
@@ -32,7 +41,6 @@ class FitPicture(Task):
         from train import metrics, parallel, pictures, supervised
 
         cfg, data = setup.experiment, setup.data
-        check_together(cfg)
         model = supervised.create(cfg.model, {"dimensions": 2})
         truth = data.colours / np.float32(255)
 
@@ -78,20 +86,3 @@ class FitPicture(Task):
             card=supervised.card(setup, model),
         )
         return task._replace(beside=beside)
-
-
-def check_together(cfg: Experiment) -> None:
-    """Raises ConfigError for a model that takes no points of the plane, and for numbers that cannot
-    tell them apart."""
-    from zoo import registry
-
-    if "dimensions" not in registry.entry(cfg.model.name).fields:
-        raise ConfigError(
-            f"model.name: {cfg.model.name} is no field that takes points of the plane; take one, "
-            "such as ngp_picture"
-        )
-    if cfg.step.precision != "float32":
-        raise ConfigError(
-            f"step.precision is {cfg.step.precision}, whose positions are 1/256 apart; a picture "
-            "needs float32"
-        )

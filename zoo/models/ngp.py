@@ -58,7 +58,9 @@ class Config:
     @property
     def proposal_grids(self) -> tuple[tuple[Level, ...], ...]:
         """Small ones, each twice as fine as the one before: nerfstudio's nerfacto has these two."""
-        return tuple(levels(5, 16, 128 * 2**i, 2**17) for i in range(self.proposals))
+        return tuple(
+            levels(5, 16, 128 * 2**i, min(2**17, self.rows)) for i in range(self.proposals)
+        )
 
     def check(self) -> None:
         """Raises ValueError for numbers that give no grid, and for a picture with proposals."""

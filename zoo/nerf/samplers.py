@@ -42,8 +42,8 @@ class Asked(NamedTuple):
 def corners(space: Space) -> tuple[np.ndarray, np.ndarray]:
     """low and high [3] of all that the field covers: the widest cascade."""
     low, high = (np.asarray(corner, np.float32) for corner in (space.low, space.high))
-    reach = 2 ** (getattr(space.sampler, "cascades", 1) - 1)
-    return (low + high - reach * (high - low)) / 2, (low + high + reach * (high - low)) / 2
+    width = 2 ** (getattr(space.sampler, "cascades", 1) - 1) * (high - low)
+    return (low + high - width) / 2, (low + high + width) / 2
 
 
 def unit(space: Space, points: jax.Array) -> jax.Array:

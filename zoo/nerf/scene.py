@@ -26,8 +26,8 @@ class Occupancy(Sampler):
     """Samples in cells that are not empty (Instant-NGP, arXiv:2201.05989, appendix E)."""
 
     resolution: int = 128  # cells along a side of each cascade
-    cascades: int = 1  # boxes, each twice as wide as the one before; of scenes without bounds, more
-    steps: int = 1024  # places of a ray that are looked up in the grid, over the longest way
+    cascades: int = 1  # boxes, each twice as wide as the one before, the last one the scene's
+    steps: int = 1024  # of a ray along the diagonal of the first box: as many are looked up at most
     slots: int = 128  # samples of a ray at most
 
 
@@ -51,9 +51,10 @@ SAMPLERS = {kind.__name__.lower(): kind for kind in (Occupancy, Hierarchical, Pr
 
 @dataclass(frozen=True)
 class Space:
-    """low, high: corners of the box that holds the scene, world units. unbounded: what lies beyond
+    """low, high: corners of the box that holds the scene, or of the first of its cascades, world
+    units. unbounded: what lies beyond
     the unit ball is contracted instead (Mip-NeRF 360, eq. 10), and the box says nothing. near:
-    nothing is nearer to a camera. background: a key of `zoo.nerf.volume.BACKGROUNDS`."""
+    nothing is nearer to a camera. background: "white" or "black", behind what is seen."""
 
     low: Corner = (-1.0, -1.0, -1.0)
     high: Corner = (1.0, 1.0, 1.0)
@@ -100,7 +101,7 @@ def load(directory: Path) -> Scene:
         )
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is no scene: {type(error).__name__}: {error}") from error
 
 

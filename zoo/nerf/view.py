@@ -81,9 +81,8 @@ def renderer(model: Any, variables: Any, space: Space, *, grid: Grid | None = No
 
 
 def backdrop(kind: str) -> jax.Array:
-    """The colour [3] behind what is shown, of those of `volume.BACKGROUNDS` that are one colour;
-    a random one trains, and white is shown."""
-    return volume.draw_background(kind if kind in ("white", "black") else "white", 1)[0]
+    """The colour [3] behind what is shown: "white" or "black"."""
+    return volume.draw_background(kind, 1)[0]
 
 
 def in_chunks(function: Callable[..., Any], size: int, *rows: np.ndarray) -> Any:
@@ -99,4 +98,6 @@ def padded(size: int, rows: tuple[np.ndarray, ...]) -> Iterator[tuple[np.ndarray
     for start in range(0, max(len(rows[0]), 1), size):
         part = [x[start : start + size] for x in rows]
         missing = size - len(part[0])
-        yield tuple(np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], mode="edge") for x in part)
+        yield tuple(
+            np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], mode="constant") for x in part
+        )
