@@ -34,7 +34,7 @@ def experiment() -> Experiment:
             threads=0,
         ),
         task=Contrastive(),
-        optim=Optim("adamw", lr=2e-3, warmup=100, b2=0.98, weight_decay=0.05),
+        optim=Optim("adamw", lr=2e-3, warmup=100, b2=0.98, weight_decay=0.2),
         steps=2000,
         evaluate_every=1000,
         log_every=100,

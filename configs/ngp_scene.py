@@ -18,10 +18,13 @@ SMALL = {"levels": 8, "rows": 2**15, "finest": 256, "width": 32}
 def experiment() -> Experiment:
     return Experiment(
         model=Model("ngp", SMALL),
-        data=Views(source="scene", batch_size=768),
+        data=Views(source="scene", batch_size=2048),
         task=NeRF(
             sampler=Occupancy(resolution=64, steps=128, slots=64),
+            loss="squared",
+            background="scene",
             room=8192,
+            prune=2,
             every=50,
             whole=1000,
             decay=0.8,

@@ -147,7 +147,7 @@ LEARN: dict[type[Sampler], Callable[..., Learned]] = {
 
 def objective(task: Any, data: Dataset, ask: Ask, space: Space) -> Loss:
     """The loss of a batch, as `train.step.supervised` takes it; task: a `train.tasks.nerf.NeRF`."""
-    kind = {"scene": space.background}.get(task.background, task.background)
+    kind = space.background if task.background == "scene" else task.background
 
     def loss(params: Any, vars: Any, batch: Batch, rng: jax.Array) -> Any:
         behind, along = jax.random.split(rng)
@@ -274,7 +274,9 @@ def by_view(data: Dataset, views: np.ndarray, rows: Iterable[Any]) -> Iterator[S
             own = [x[: h * w].reshape(h, w, *x.shape[1:]) for x in left]
             left, view = [x[h * w :] for x in left], next(numbers)
             distance = None if scene.depth is None else scene.depth[view]
-            yield Shown(*own, solid_of(scene.images[view], distance), distance)
+            colour, truth, depth, opacity = own
+            solid = solid_of(scene.images[view], distance)
+            yield Shown(colour, truth, depth, opacity, solid, distance)
 
 
 def solid_of(image: np.ndarray, distance: np.ndarray | None) -> np.ndarray:
@@ -285,7 +287,7 @@ def solid_of(image: np.ndarray, distance: np.ndarray | None) -> np.ndarray:
 
 
 def judged(view: Shown) -> Judged:
-    alike = structural_similarity(
+    alike: Any = structural_similarity(
         view.truth,
         view.colour,
         channel_axis=2,

@@ -47,7 +47,7 @@ def view(directory: Path, host: str, port: int) -> None:
     from zoo.nerf import viewer
     from zoo.nerf.scene import Scene
 
-    viewer.library()
+    viewer.library("viser", "viewer")
     viewer.check_free(host, port)  # before the data are opened
     run = loop.prepare(cfg)
     scene = run.task.companion
@@ -87,14 +87,15 @@ class Newest:
         import jax
 
         from train import parallel
-        from zoo.nerf.viewer import Field, Living
+        from zoo.nerf.view import Renderer
+        from zoo.nerf.viewer import Field
 
         state = (found.state.variables(), found.state.extra.get("grid"))
         variables, grid = jax.device_put(parallel.whole(state), jax.local_devices()[0])
         task = self._run.task
         if self._field is None:
             return Field(
-                Living(task.model.apply, variables, task.companion.space, grid), found.step
+                Renderer(task.model.apply, variables, task.companion.space, grid), found.step
             )
         self._field.renderer.renew(variables, grid)
         return Field(self._field.renderer, found.step)

@@ -435,7 +435,7 @@ def view(options: argparse.Namespace) -> int:
     from zoo.nerf import viewer
 
     workdir, where = options.workdir, {"host": options.host, "port": options.port}
-    viewer.library()  # before anything is loaded
+    viewer.library("viser", "viewer")  # before anything is loaded
     viewer.check_free(**where)
     if (workdir / "checkpoints").is_dir() and not (workdir / "model").is_dir():
         raise ValueError(f"{workdir} is still being trained: watch it by python -m train.view")

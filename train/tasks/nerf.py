@@ -10,6 +10,7 @@ from train.config import ConfigError, Experiment, Setup, Task, Views, check_floa
 from zoo import registry
 from zoo.nerf.scene import (
     SAMPLERS,
+    Corner,
     Hierarchical,
     Occupancy,
     Proposals,
@@ -124,12 +125,17 @@ class NeRF(Task):
             card=supervised.card(setup, model),
         )
         height, width = data.sides
-        seen, scene = (space, height, width), data.scene
-        task = task._replace(
-            evaluators=evaluators,
-            beside=radiance.known(data),
-            companion=Scene(*seen, scene.cameras, scene.names, scene.splits, scene.licence),
+        companion = Scene(
+            space=space,
+            height=height,
+            width=width,
+            cameras=data.scene.cameras,
+            names=data.scene.names,
+            splits=data.scene.splits,
+            licence=data.scene.licence,
         )
+        known = radiance.known(data)
+        task = task._replace(evaluators=evaluators, beside=known, companion=companion)
         return radiance.stepping(task, self, ask, space)
 
 
@@ -160,6 +166,17 @@ def space_of(task: NeRF, scene: Any) -> Space:
     """The scene's box is the last of the cascades."""
     low, high = (np.asarray(corner, np.float64) for corner in scene.box)
     half = (high - low) / 2 / 2 ** (getattr(task.sampler, "cascades", 1) - 1)
-    corners = (tuple(((low + high) / 2 + side * half).tolist()) for side in (-1, 1))
-    unbounded = isinstance(task.sampler, Proposals)
-    return Space(*corners, unbounded, task.near, scene.background, task.sampler)
+    middle = (low + high) / 2
+    return Space(
+        low=corner(middle - half),
+        high=corner(middle + half),
+        unbounded=isinstance(task.sampler, Proposals),
+        near=task.near,
+        background=scene.background,
+        sampler=task.sampler,
+    )
+
+
+def corner(place: np.ndarray) -> Corner:
+    x, y, z = place.tolist()
+    return x, y, z

@@ -34,13 +34,13 @@ LOOKS, SMALLER = 5, 4  # frames that tell the range of depths, and how many time
 ENDS = 0.02  # share of depths at either end that are not told apart
 
 
-def library(name: str) -> Any:
+def library(name: str, extra: str = "nerf") -> Any:
     """The module of an extra. Raises ValueError, which says how to get it, where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         needed = name.partition(".")[0]
-        raise ValueError(f"this needs {needed}: pip install 'flax-zoo[nerf]'") from error
+        raise ValueError(f"this needs {needed}: pip install 'flax-zoo[{extra}]'") from error
 
 
 # ---- frames ----

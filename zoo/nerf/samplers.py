@@ -84,13 +84,20 @@ def ask(apply: Callable[..., Any], variables: Any, space: Space) -> Asked:
 
 def step_of(space: Space) -> float:
     """The length of a step, world units: the diagonal of the first box, in so many."""
-    diagonal = float(np.linalg.norm(np.subtract(space.high, space.low)))
-    return diagonal / space.sampler.steps  # pyright: ignore[reportAttributeAccessIssue]
+    how = space.sampler
+    assert isinstance(how, Occupancy)
+    return diagonal(space) / how.steps
+
+
+def diagonal(space: Space) -> float:
+    """That of the first box, world units."""
+    return float(np.linalg.norm(np.subtract(space.high, space.low)))
 
 
 def threshold(space: Space) -> float:
-    """The density from which a cell is occupied."""
-    return occupancy.THRESHOLD / step_of(space)
+    """The density from which a cell is occupied: the paper's, whose steps are the diagonal / 1024,
+    however long the steps are here. What is thinner is a haze, which costs more than it shows."""
+    return occupancy.THRESHOLD * 1024 / diagonal(space)
 
 
 def create_grid(space: Space) -> Grid:

@@ -53,6 +53,10 @@ class Renderer:
             )
             self._grid = settle(variables, jax.random.key(0))
 
+    def renew(self, variables: Any, grid: Grid | None) -> None:
+        """The same field after more training: what was compiled for it stays."""
+        self._variables, self._grid = variables, grid
+
     def view(self, camera: Camera, height: int, width: int) -> View:
         """What one camera sees, in a picture of height × width pixels."""
         pixels = np.asarray(pixel_centres(height, width)).reshape(-1, 2)

@@ -6,7 +6,6 @@ The field may go on learning: whoever serves says what is newest. viser has came
 axes and quaternions (w, x, y, z); the scene's z is up.
 """
 
-import importlib
 import itertools
 import math
 import socket
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.nerf.cameras import Camera, opengl, select
-from zoo.nerf.out import ENDS, SEEN, shade
+from zoo.nerf.out import ENDS, SEEN, library, shade
 from zoo.nerf.paths import looked_at, matrices, quaternions
 from zoo.nerf.scene import Scene
 from zoo.nerf.view import AT_ONCE, Renderer, View
@@ -40,13 +39,6 @@ class Field(NamedTuple):
     step: int | None = None
 
 
-class Living(Renderer):
-    """A renderer of a field that goes on learning: what was compiled for it stays."""
-
-    def renew(self, variables: Any, grid: Any) -> None:
-        self._variables, self._grid = variables, grid
-
-
 Newest = Callable[[], Field | None]
 Say = Callable[[str], None]
 
@@ -64,7 +56,7 @@ def serve(
 
     Raises ValueError without viser, and where the port cannot be had.
     """
-    viser = library()
+    viser = library("viser", "viewer")
     check_free(host, port)
     server = viser.ViserServer(host=host, port=port, label="flax-zoo", verbose=False)
     try:
@@ -77,14 +69,6 @@ def serve(
         say("ended")
     finally:
         server.stop()
-
-
-def library() -> Any:
-    """viser. Raises ValueError, which says how to get it, where it is missing."""
-    try:
-        return importlib.import_module("viser")
-    except ImportError as error:
-        raise ValueError("the viewer needs viser: pip install 'flax-zoo[viewer]'") from error
 
 
 def check_free(host: str, port: int) -> None:
@@ -243,7 +227,7 @@ class Viewer:
     def __init__(self, server: Any, scene: Scene, newest: Newest, say: Say):
         self._server, self._scene, self._newest, self._say = server, scene, newest, say
         self._field: Field | None = None
-        self._speed = 0.0  # pixels a second, of the last picture
+        self._speed = 0.0  # pixels a second, of the last picture, sending included
         self._asked = -math.inf  # when the newest field was asked for
         self._drawn: dict[int, Drawn] = {}  # by the number of the browser
         self._kind, self._state = controls(server)
@@ -312,10 +296,10 @@ class Viewer:
         view = in_bands(field.renderer, camera, height, width, **urgent)
         if view is None:
             return
-        self._speed = height * width / max(time.monotonic() - begun, 1e-6)
         shown = picture(view, job.look.kind, field.renderer.space.unbounded)
         depth = along_axis(view, camera)
         client.scene.set_background_image(shown, "jpeg", jpeg_quality=90, depth=depth)
+        self._speed = height * width / max(time.monotonic() - begun, 1e-6)
         self._drawn[job.client] = Drawn(job.look, job.level)
 
 
