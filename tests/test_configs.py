@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -179,15 +179,16 @@ def prepared(name: str, folder: Path, monkeypatch) -> tuple[Experiment, loop.Run
     return cfg, run
 
 
-def assert_whole(result: Any) -> None:
-    assert result is not None and result["steps"] == 2
-    assert np.isfinite(list(result["test"].values())).all()
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_config_takes_two_steps(name, tmp_path, monkeypatch):
-    cfg, _ = prepared(name, tmp_path, monkeypatch)
-    assert_whole(fit(cfg, tmp_path / "whole"))
+    """How it is evaluated and saved is what the first of its kind shows."""
+    _, run = prepared(name, tmp_path, monkeypatch)
+    state = loop.begin(run)
+    with closing(run.data.train()) as stream:
+        for _ in range(2):
+            state, metrics = run.update(state, run.put(next(stream)))
+    assert int(state.step) == 2 and int(metrics["skipped"]) == 0
+    assert np.isfinite([float(x) for x in metrics.values()]).all()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,8 @@ def test_a_config_takes_two_steps(name, tmp_path, monkeypatch):
 def test_a_config_takes_two_steps_and_resumes_to_the_same_bits(name, tmp_path, monkeypatch):
     cfg, run = prepared(name, tmp_path, monkeypatch)
     whole = fit(cfg, tmp_path / "whole")
-    assert_whole(whole)
+    assert whole is not None and whole["steps"] == 2
+    assert np.isfinite(list(whole["test"].values())).all()
 
     with monkeypatch.context() as stopping:
         stopping.setattr(loop.Interrupts, "check", lambda self, step: step == 1)

@@ -103,16 +103,13 @@ TEXTS = {  # random weights with a tokenizer that was trained on a few words
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def executed(path: Path, folder: Path) -> Any:
     """A notebook after a tiny run in an empty folder, with every kind of Python warning shown.
 
     nbclient raises CellExecutionError for a cell that fails, with the cell and its traceback.
     """
-    path = request.param
     notebook = read(path)
     shrink(notebook, TINY[path.stem])
-    folder = tmp_path_factory.mktemp(path.stem)
     publish(folder / "published")
     draw_pairs(folder / "pairs")
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
@@ -160,22 +157,16 @@ def test_the_first_code_cell_installs_this_package_where_it_is_missing(path: Pat
     assert requirement.url == "git+https://github.com/flax-zoo/flax-zoo"
 
 
-def test_a_notebook_runs_on_this_interpreter(executed: Any):
-    [cell] = [cell for cell in executed.cells if "shrunk" in tags(cell)]
-    assert streams(cell, "stdout").strip() == sys.executable
-
-
-def test_a_notebook_installs_nothing_where_the_package_is_present(executed: Any):
-    assert code_cells(executed)[0].outputs == []
-
-
-def test_a_notebook_runs_without_a_warning(executed: Any):
-    said = {cell.id: streams(cell, "stderr") for cell in code_cells(executed)}
+@each_notebook
+def test_a_notebook_runs_without_a_warning_and_draws(path: Path, tmp_path: Path):
+    """All that is claimed of a run, in one test: however the suite is spread, it runs once."""
+    notebook = executed(path, tmp_path)
+    [sizes] = [cell for cell in notebook.cells if "shrunk" in tags(cell)]
+    assert streams(sizes, "stdout").strip() == sys.executable
+    assert code_cells(notebook)[0].outputs == []  # nothing is installed where the package is
+    said = {cell.id: streams(cell, "stderr") for cell in code_cells(notebook)}
     assert {name: text for name, text in said.items() if text} == {}
-
-
-def test_every_cell_that_draws_shows_a_picture_that_is_not_blank(executed: Any):
-    drawing = [cell for cell in code_cells(executed) if draws(cell)]
+    drawing = [cell for cell in code_cells(notebook) if draws(cell)]
     assert drawing
     for cell in drawing:
         assert shown(cell), f"no picture from:\n{cell.source}"

@@ -50,7 +50,11 @@ def pair(cfg, directory, interrupt=lambda both: None):
     return [process.exitcode for process in both]
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data": 1, "fsdp": 4}], ids=["data", "fsdp"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({}, marks=pytest.mark.full), {"data": 1, "fsdp": 4}],
+    ids=["data", "fsdp"],
+)
 def test_two_processes_train_like_one(sizes, tmp_path):
     cfg = replace(CFG, parallel=Parallel(**sizes))
     assert pair(cfg, tmp_path / "two") == [0, 0], (tmp_path / "two.log").read_text()
@@ -83,7 +87,7 @@ def test_two_processes_train_like_one(sizes, tmp_path):
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)],  # both: test_resume
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)],  # test_resume has it
     ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_to_one_process_stops_both_at_one_step(number, tmp_path):

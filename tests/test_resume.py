@@ -112,7 +112,11 @@ def wait_for_save(process, directory: Path) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)],  # test_processes has it
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_a_signal_saves_and_leaves_with_success(number, tmp_path, uninterrupted):
     directory, trace = tmp_path / "run", tmp_path / "run.trace"
     process = runner.start(runner.experiment(), directory, trace)

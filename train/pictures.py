@@ -211,6 +211,8 @@ def _render(figure: Figure) -> np.ndarray:
     with warnings.catch_warnings():
         # A label in a script that the font lacks is drawn as boxes; the run need not hear of it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # So it is told on a machine that is busy, of whatever a legend is put beside.
+        warnings.filterwarnings("ignore", message='Creating legend with loc="best" can be slow')
         figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.15)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
