@@ -176,9 +176,11 @@ def test_the_grid_forgets_what_is_empty_and_keeps_what_is_not(folder):
     cfg = experiment(folder)
     task = replace(cfg.task, every=2, whole=2)
     space = Space(sampler=SMALL_GRID)
-    ask = lambda variables: ball()  # noqa: E731
     update = radiance.renewing_grid(
-        lambda state, batch: (state.replace(step=state.step + 1), {}), task, ask, space
+        lambda state, batch: (state.replace(step=state.step + 1), {}),
+        task,
+        lambda variables: ball(),
+        space,
     )
     state = loop.prepare(cfg).first()
     state = state.replace(extra={**state.extra, "grid": samplers.create_grid(space)})

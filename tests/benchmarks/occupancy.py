@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # so what follows is imported below it (E402)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
