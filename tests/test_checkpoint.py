@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -438,6 +439,21 @@ def test_a_disk_that_fills_while_sealing_leaves_nothing_half_written(run, monkey
             checkpoints.save(2, state_of(2))
             with pytest.raises(CheckpointError, match="No space left on device"):
                 checkpoints.save(3, state_of(3))
+    assert run.names() == ["1"]
+
+
+def test_what_a_writer_makes_after_the_failure_is_removed_too(run, monkeypatch):
+    run.save(1)
+    late = threading.Timer(0.3, lambda: (run.directory / "2.staged.orbax-checkpoint-tmp").mkdir())
+
+    def full(*_) -> None:
+        late.start()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "seal", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run.save(2)
+    late.join()
     assert run.names() == ["1"]
 
 

@@ -313,7 +313,11 @@ class Checkpoints:
 
     def _remove_half_written(self) -> None:
         """Leaves what is sealed: if the last rename failed, it may be all there is of a step."""
-        sweep(lambda: [path for path in self._unfinished() if not (path / MANIFEST).exists()])
+
+        def half_written() -> list[Path]:
+            return [path for path in self._unfinished() if not (path / MANIFEST).exists()]
+
+        sweep(half_written, calm=20)
 
     def _unfinished(self) -> list[Path]:
         """Everything this class or Orbax names `<step>.<suffix>`."""
@@ -418,13 +422,17 @@ def _placed(abstract: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def sweep(doomed: Callable[[], list[Path]]) -> None:
-    """Removes what `doomed` lists, until it lists nothing; two seconds at most. Orbax's writers of
-    a failed save may still be making files, and a folder that is being filled stays."""
-    for _ in range(40):
-        for path in doomed():
+def sweep(doomed: Callable[[], list[Path]], calm: int = 1) -> None:
+    """Removes what `doomed` lists, until `calm` looks in a row, 0.05 s apart, find nothing; ten
+    seconds at most. Orbax's writers of a failed save may still be making files: a folder that is
+    being filled stays, and one that was removed comes back."""
+    looks = 0
+    for _ in range(200):
+        found = doomed()
+        for path in found:
             shutil.rmtree(path, ignore_errors=True)
-        if not doomed():
+        looks = 0 if found else looks + 1
+        if looks == calm:
             return
         time.sleep(0.05)
 
