@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # tests compile far longer than they run: twice as fast
+    # Tests compile far longer than they run: twice as fast.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # the other cores have tests of their own
 )
 
 # Read by JAX when it is imported, here and in the processes that tests start.

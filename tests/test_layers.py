@@ -25,8 +25,6 @@ from zoo.layers.norm import RMSNorm
 from zoo.layers.stack import stack
 from zoo.models import dinov2, vit
 
-pytestmark = pytest.mark.quick
-
 POSITIONS = Path(__file__).parent / "golden" / "positions.npz"
 
 

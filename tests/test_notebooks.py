@@ -115,7 +115,9 @@ def executed(path: Path, folder: Path) -> Any:
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
     # Without folders to search, "python3" is this interpreter, whatever kernels are installed.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-    return client.execute(env={**os.environ, "PYTHONWARNINGS": "default"})
+    one = " --xla_force_host_platform_device_count=1"  # a device, as on Colab
+    flags = os.environ["XLA_FLAGS"] + one
+    return client.execute(env={**os.environ, "PYTHONWARNINGS": "default", "XLA_FLAGS": flags})
 
 
 def test_there_are_notebooks_and_each_has_tiny_sizes():

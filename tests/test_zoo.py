@@ -35,8 +35,6 @@ from zoo.__main__ import main
 from zoo.tree import stacked
 from zoo.weights import store
 
-pytestmark = pytest.mark.quick
-
 BATCH = 4
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = list(registry.entries())
@@ -153,6 +151,7 @@ def assert_close(ours: Any, theirs: Any, tolerance: float, floor: float = 0.0) -
 # Counts.
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_count_is_the_published_one(name):
     # Traced once for all layers; that a stack has what a loop has is a claim below.
@@ -189,6 +188,7 @@ def test_the_registry_reads_what_the_page_says(page):
 # Every family.
 
 
+@pytest.mark.quick
 def test_outputs_are_finite_float32_with_the_batch_first(family):
     for part in ("evaluation", "training"):
         for output in jax.tree.leaves(family.results[part]):
@@ -208,6 +208,7 @@ def test_every_submodule_has_a_name_of_ours(family):
     assert not [key for key in keys if re.fullmatch(r"[A-Z]\w*_\d+", key)]
 
 
+@pytest.mark.quick
 def test_jit_equals_eager(family):
     eager = family.model.apply(family.variables, **family.inputs)
     assert_close(family.results["evaluation"], eager, 1e-5)
@@ -247,7 +248,10 @@ def test_a_step_moves_every_running_statistic(family):
     assert [path for path in after if np.array_equal(before[path], after[path])] == []
 
 
-@pytest.mark.parametrize("layers, remat", [("loop", True), ("scan", False), ("scan", True)])
+@pytest.mark.parametrize(
+    "layers, remat",
+    [("loop", True), pytest.param("scan", False, marks=pytest.mark.full), ("scan", True)],
+)
 def test_scan_and_remat_change_neither_outputs_nor_gradients(family, layers, remat):
     if not family.has("layers", "remat"):
         pytest.skip("the page has no stack of equal blocks")
@@ -349,6 +353,7 @@ def test_initialisation_into_shards_gives_the_same_values(family):
         assert leaf.addressable_shards[0].data.size == leaf.size // (8 if divisible else 1), path
 
 
+@pytest.mark.quick
 def test_the_nnx_bridge_wraps_the_model(family):
     wrapped = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0)).lazy_init(**family.inputs)
     kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -430,6 +435,7 @@ def third_party_after(*statements: str) -> set[str]:
     return {name for name in names if name not in sys.stdlib_module_names} - {"__mp_main__"}
 
 
+@pytest.mark.quick
 def test_importing_zoo_imports_nothing_else():
     assert third_party_after("import zoo") == {"zoo"}
 
@@ -455,6 +461,7 @@ zoo.describe("resnet20")
     assert not added & training
 
 
+@pytest.mark.quick
 def test_a_listing_and_an_unknown_model_on_the_command_line(capsys):
     assert main(["list", "resnet1?"]) == 0
     assert capsys.readouterr().out.startswith("resnet18             11,689,512  Deep Residual")
