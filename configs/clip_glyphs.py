@@ -41,6 +41,7 @@ def experiment() -> Experiment:
             batch_size=128,
             length=12,
             distinct=True,
+            alike=4,
             mean=(0.1,),
             std=(0.28,),
             threads=0,

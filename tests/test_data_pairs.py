@@ -212,6 +212,63 @@ def test_no_family_comes_twice_in_a_batch_also_where_epochs_meet(data):
     assert len(visits) >= count - 5 and max(visits.values()) <= 3
 
 
+def test_captions_of_the_same_words_are_neighbours_in_the_tour(data):
+    train = data.source.splits["train"]
+    tour = pairs.tour(train)
+    texts = [train[int(i)]["views"][0].captions[0] for i in tour]
+    bags = [" ".join(sorted(text.split())) for text in texts]
+    assert sorted(tour) == list(range(len(tour)))
+    assert len(list(itertools.groupby(bags))) == len(set(bags)) < len(bags)
+    counts = Counter(word for text in texts for word in set(text.split()))
+    rarest = [min((counts[word], word) for word in text.split()) for text in texts]
+    assert rarest == sorted(rarest)
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_like_captions_come_together_in_other_company_each_epoch(distinct):
+    data = replace(GLYPHS, alike=4, distinct=distinct).open()
+    tour = pairs.tour(data.source.splits["train"])
+    places = np.argsort(tour)
+    stream, each = data.train(), len(tour) // 64  # whole batches of an epoch
+    seen, company = [], []
+    for batch in take(stream, 2 * each):
+        place = places[batch["index"]].reshape(-1, 4)
+        assert ((np.diff(place) - 1) % len(tour) == 0).all()
+        assert len(set(batch["index"])) == 64 or not distinct
+        seen += batch["index"].tolist()
+        company += [tuple(run) for run in place.tolist()]
+    first, second = company[: 16 * each], company[16 * each :]
+    assert not set(first) & set(second)
+    assert max(Counter(seen[: 64 * each]).values()) == 1
+    assert len(set(seen)) >= len(tour) - 4
+    gaps = np.diff([run[0] for run in first])
+    assert (gaps == 4).mean() < 0.01, "the runs are shuffled"
+
+
+def test_like_captions_go_on_where_a_stream_stood_and_are_shared_by_processes():
+    data = replace(GLYPHS, alike=4).open()
+    stream, other = data.train(), data.train()
+    take(stream, 75)  # into the second epoch
+    other.restore(stream.state())
+    wanted = take(stream, 2)
+    assert same(wanted, take(other, 2))
+    tour = pairs.tour(data.source.splits["train"])
+    how = {"read": data.read, "distinct": True, "tour": tour, "together": 4, "process_count": 2}
+    shares = [
+        pipeline.train_stream(data.source.splits["train"], data.cfg, process_index=i, **how)
+        for i in range(2)
+    ]
+    found = np.stack([next(share)["index"] for share in shares], axis=1).reshape(-1)
+    np.testing.assert_array_equal(found, next(data.train())["index"])
+
+
+def test_fewer_examples_than_are_to_come_together_are_refused(data):
+    few = captions.Examples(data.source.splits["train"].views[:3])
+    how = {"read": data.read, "tour": np.arange(3), "together": 4}
+    with pytest.raises(ConfigError, match="4 examples are to come together, but train has 3"):
+        pipeline.train_stream(few, GLYPHS, **how)
+
+
 def test_a_batch_too_large_for_distinct_captions_is_refused(data):
     few = data.source.splits["train"].views[:10]
     with pytest.raises(ConfigError, match="batch_size is 64, but train has 10 examples"):
@@ -565,6 +622,8 @@ def test_pictures_that_are_missing_are_counted(tmp_path):
         ({"templates": ("a photo",)}, "must hold {} once"),
         ({"templates": ()}, "data.templates is empty"),
         ({"length": 0}, "data.length is 0"),
+        ({"alike": 0}, "data.alike is 0, but must divide data.batch_size, 128"),
+        ({"alike": 3}, "data.alike is 3, but must divide data.batch_size, 128"),
         ({"mean": (0.1, 0.2)}, "data.mean is"),
         ({"augment": ("flop",)}, "did you mean 'flip'"),
     ],

@@ -148,6 +148,7 @@ class Pairs(Pictures):
     image_field: str = "image"  # of pairs:, a path beside the file; and of tfds:
     caption_field: str = "caption"  # of pairs: and tfds:, a text or a list of them
     distinct: bool = False  # no caption twice in a batch, where the source has concepts (glyphs)
+    alike: int = 1  # so many of like captions come into a batch together: hard negatives
     bag: bool = False  # the words of a caption sorted: what a bag of words knows
 
     def check(self) -> None:
@@ -161,6 +162,10 @@ class Pairs(Pictures):
                 )
         if not self.templates:
             raise ConfigError('data.templates is empty: ("{}",) leaves captions as they are')
+        if not 1 <= self.alike <= self.batch_size or self.batch_size % self.alike:
+            raise ConfigError(
+                f"data.alike is {self.alike}, but must divide data.batch_size, {self.batch_size}"
+            )
         captions.check_source(self)
         super().check()
 

@@ -8,6 +8,7 @@ b: examples of this process · n: `data.length` · k: captions of the picture th
 which `captions` says how many are real. The words of a row end with the tokenizer's end of text.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -69,6 +70,8 @@ class Dataset(Pictured):
             self.cfg,
             read=self.read,
             distinct=self.cfg.distinct,
+            tour=tour(self.source.splits["train"]) if self.cfg.alike > 1 else None,
+            together=self.cfg.alike,
             content=tokens.digest(self.tokenizer),
             **pipeline.this_process(),
         )
@@ -152,6 +155,24 @@ def each_caption(split: Split) -> Iterator[tuple[str, ...]]:
         except Unreadable:
             continue
         yield captions.each_once(caption for view in views for caption in view.captions)
+
+
+def tour(split: Split) -> np.ndarray:
+    """int64 [n]: an order of the examples in which captions of the same words, whatever theirs is,
+    are neighbours, and next to them those that share the rarest words.
+
+    By each example's first caption, its words sorted from the rarest on. What cannot be used comes
+    last.
+    """
+    bags: list[list[str]] = []
+    for i in range(len(split)):
+        try:
+            bags.append(split[i]["views"][0].captions[0].split())
+        except Unreadable:
+            bags.append([])
+    counts = Counter(word for bag in bags for word in set(bag))
+    rarest = [sorted((counts[word], word) for word in bag) for bag in bags]
+    return np.array(sorted(range(len(bags)), key=lambda i: (not bags[i], rarest[i], i)))
 
 
 def most_captions(split: Split) -> int:

@@ -166,17 +166,42 @@ def this_process() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def global_order(length: int, seed: int, multiple: int = 1) -> tuple[grain.MapDataset, int]:
+def global_order(
+    length: int, seed: int, multiple: int = 1, tour: np.ndarray | None = None, together: int = 1
+) -> tuple[grain.MapDataset, int]:
     """The indices of an endless training stream, shuffled anew every epoch; and a seed for what is
     random about them. Map before a process takes its share of the positions, so that randomness
     follows the position in the global order.
 
     multiple: an epoch has a multiple of so many, at most `length`; which are left out changes.
+    tour: int [length], the indices in an order that is cut anew every epoch into runs of `together`
+    neighbours, which come one after another; what such runs leave over of an epoch changes, too.
     """
     # Hashed, so that seeds 0 and 1 do not share orders: Grain adds the epoch to the seed.
     order, other = (int(seed) for seed in np.random.SeedSequence(seed).generate_state(2))
-    epoch = grain.MapDataset.range(length).shuffle(seed=order)
-    return epoch[: length - length % multiple].repeat(), other
+    epoch = grain.MapDataset.range(length // together).shuffle(seed=order)
+    if tour is not None:
+        epoch = Runs(epoch, tour, together)
+    return epoch[: len(epoch) - len(epoch) % multiple].repeat(), other
+
+
+class Runs(grain.MapDataset):
+    """The members of shuffled runs of `together` neighbours of a tour, run after run."""
+
+    def __init__(self, runs: grain.MapDataset, tour: np.ndarray, together: int):
+        super().__init__(runs)
+        self._tour, self._together = tour, together
+
+    def __len__(self) -> int:
+        return len(self._parent) * self._together
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        run = self._parent[index // self._together]
+        # The cuts move by one place each epoch.
+        place = run * self._together + index % self._together + index // len(self)
+        return int(self._tour[place % len(self._tour)])
 
 
 def batched(examples: grain.MapDataset, cfg: Data, batch_size: int) -> grain.DatasetIterator:
@@ -252,6 +277,8 @@ def train_stream(
     name: str = "train",
     read: Read = labelled,
     distinct: bool = False,
+    tour: np.ndarray | None = None,
+    together: int = 1,
     content: str | None = None,
 ) -> Stream:
     """Endless batches of `split`, in a new order every epoch; epochs follow without a gap.
@@ -259,7 +286,8 @@ def train_stream(
     Position p of the global order goes to process p mod `process_count`, so that a global batch
     holds the same examples however many processes there are. Unreadable examples are left out, and
     the next of the same process takes their place. distinct: no example comes twice in a global
-    batch; what is left of an epoch then waits for another. content: as `Stream` has it.
+    batch; what is left of an epoch then waits for another. tour, together: as `global_order` has
+    them. content: as `Stream` has it.
     Raises ConfigError (also while iterating, for pictures that differ in size or number of
     channels) and UnreadableData.
     """
@@ -268,6 +296,11 @@ def train_stream(
         raise ConfigError(
             f"data.batch_size is {cfg.batch_size}, but {name} has {len(split)} examples, and none "
             "may come twice in a batch: make it smaller, or set data.distinct to False"
+        )
+    if together > len(split):
+        raise ConfigError(
+            f"{together} examples are to come together, but {name} has {len(split)}: lower "
+            "data.alike"
         )
     shape = picture_shape(split, cfg, name, read)
     transform = train_transform(cfg)
@@ -281,7 +314,8 @@ def train_stream(
         image = _checked(transform(image, rng), shape, index)
         return {"image": image, **rest, "index": np.int64(index)}
 
-    order, seed = global_order(len(split), cfg.seed, cfg.batch_size if distinct else 1)
+    multiple = cfg.batch_size if distinct else 1
+    order, seed = global_order(len(split), cfg.seed, multiple, tour, together)
     examples = order.random_map(load, seed=seed)[process_index::process_count]
     return Stream(batched(examples, cfg, batch_size), skips, process_count, content)
 
