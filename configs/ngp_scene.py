@@ -20,11 +20,11 @@ def experiment() -> Experiment:
         model=Model("ngp", SMALL),
         data=Views(source="scene", batch_size=2048),
         task=NeRF(
-            sampler=Occupancy(resolution=64, steps=128, slots=64),
+            sampler=Occupancy(resolution=64, steps=256, slots=128),
             loss="squared",
             background="scene",
             room=8192,
-            prune=2,
+            prune=4,
             every=50,
             whole=1000,
             decay=0.8,

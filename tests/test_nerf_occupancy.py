@@ -345,13 +345,15 @@ def learn(hidden_by, rounds=14, steps=10, rate=0.1):
     are always the same and see all; the mean loss; the share of slots that was asked about."""
     grid = occupancy.create(np.zeros(3), np.ones(3), resolution=CELLS)
     judged = six_sides(jax.random.key(1))
-    even = middles(jnp.broadcast_to(1 + STEP * jnp.arange(33.0)[None], (RAYS, 33)))  # face to face
+    room = 32 * RAYS
+    edges = jnp.broadcast_to(1 + STEP * jnp.arange(33.0)[None], (RAYS, 33))  # face to face
+    even, _ = volume.pack(middles(edges), room)
 
     def seen(sigma, colour, rays, samples):
         def field(points, _):
             return at(sigma, points), at(colour, points)
 
-        return volume.render(field, rays, samples, jnp.ones(3)).colour
+        return volume.render_packed(field, rays, samples, jnp.ones(3), longest=32).colour
 
     def parts(params):
         return jnp.exp(params[..., 0]), jax.nn.sigmoid(params[..., 1:])
@@ -369,8 +371,9 @@ def learn(hidden_by, rounds=14, steps=10, rate=0.1):
             own, cells = at(parts(params)[0], points), at(grid.density[0], points)
             return jnp.stack([own, jnp.zeros_like(own), cells])[hidden_by]
 
-        samples = occupancy.march(grid, rays, near, far, slots=32, steps=32, step=STEP, key=when)
-        samples = volume.prune(density, rays, samples, opaque=0.01)
+        found = occupancy.march(grid, rays, near, far, slots=None, steps=32, step=STEP, key=when)
+        samples, _ = volume.pack(found, room)
+        samples, _ = volume.prune(density, rays, samples, room, opaque=0.01, longest=32)
         wanted = seen(*truth(), rays, even)
         value, slope = jax.value_and_grad(loss)(params, rays, samples, wanted)
         mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope**2

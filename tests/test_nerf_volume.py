@@ -116,7 +116,8 @@ def views(n=6, s=16):
     t = np.broadcast_to(np.linspace(0.25, 7.75, s, dtype=np.float32), (n, s))
     delta = np.where(np.arange(s) < s - 2 * np.arange(n)[:, None], 0.5, 0).astype(np.float32)
     directions = np.broadcast_to(np.float32([1, 0, 0]), (n, 3))
-    return Rays(jnp.asarray(origins), jnp.asarray(directions)), Samples(jnp.asarray(t), delta)
+    samples = Samples(jnp.asarray(t), jnp.asarray(delta))
+    return Rays(jnp.asarray(origins), jnp.asarray(directions)), samples
 
 
 def test_a_field_is_asked_where_the_samples_are():
@@ -141,13 +142,16 @@ def test_only_used_slots_are_asked_about_where_there_is_room_for_few():
         asked.append(len(points))
         return balls(points, directions)
 
+    @partial(jax.jit, static_argnums=0)
+    def packed(room):
+        few, whole = volume.pack(samples, room)
+        return volume.render_packed(counted, rays, few, jnp.ones(3)), whole
+
     used = int((samples.delta > 0).sum())
-    packed = jax.jit(
-        partial(volume.render_packed, counted, rays, samples, jnp.ones(3)), static_argnums=0
-    )
     rendered, whole = packed(used)
     assert asked == [used] and used < samples.t.size and whole.all()
-    for found, expected in zip(rendered, plain, strict=True):
+    weights = np.asarray(plain.weights)[np.asarray(samples.delta) > 0]
+    for found, expected in zip(rendered, plain._replace(weights=weights), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     rendered, whole = packed(used - 1)  # the last ray finds one place less than it needs
     assert whole.tolist() == [True] * 5 + [False]
@@ -164,14 +168,29 @@ def test_packed_slots_get_the_gradient_of_plain_ones():
 
         return (render(field, rays, samples, jnp.ones(3)).colour ** 2).sum()
 
-    def packed(*given):
-        return volume.render_packed(*given, room=90)[0]
+    def packed(longest, field, rays, samples, background):
+        few, _ = volume.pack(samples, 90)
+        return volume.render_packed(field, rays, few, background, longest=longest)
 
-    plain, ours = (
+    plain, *ours = (
         jax.jit(jax.grad(partial(loss, render)))(jnp.float32([0.2, 0.9]))
-        for render in (volume.render, packed)
+        for render in (volume.render, partial(packed, None), partial(packed, 16))
     )
-    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    for found in ours:
+        np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+def test_packed_samples_are_those_of_the_rays_in_turn():
+    """Wherever a ray's unused slots are."""
+    delta = np.float32([[0, 2, 0, 1], [0, 0, 0, 0], [3, 0, 4, 5]])
+    t = np.arange(12, dtype=np.float32).reshape(3, 4)
+    packed, whole = jax.jit(volume.pack, static_argnums=1)(Samples(t, delta), 7)
+    assert packed.ray.tolist() == [0, 0, 2, 2, 2, 3, 3] and whole.all()
+    assert packed.place[:5].tolist() == [0, 1, 0, 1, 2]
+    assert packed.t[:5].tolist() == [1, 3, 8, 10, 11]
+    assert packed.delta.tolist() == [2, 1, 3, 4, 5, 0, 0]
+    few, whole = volume.pack(Samples(t, delta), 4)
+    assert few.ray.tolist() == [0, 0, 2, 2] and whole.tolist() == [True, True, False]
 
 
 def test_rendering_that_ends_early_sees_the_same():
@@ -207,37 +226,41 @@ def test_nothing_is_asked_behind_what_is_opaque_nor_behind_the_last_sample():
 
 def test_pruning_leaves_out_what_is_hidden_and_nothing_else():
     rays, samples = views()
-    prune = jax.jit(partial(volume.prune, lambda points: balls(points, points)[0]))
-    pruned = prune(rays, samples)
     origins, t, delta = (np.asarray(x) for x in (rays.origins, samples.t, samples.delta))
+    wanted = []
     for ray in range(len(t)):
         left = 1.0
-        for i in range(t.shape[1]):
-            assert pruned.delta[ray, i] == (delta[ray, i] if left >= 1e-4 else 0)
+        for i in np.flatnonzero(delta[ray]):
+            if left >= 1e-4:
+                wanted.append((ray, float(t[ray, i]), float(delta[ray, i])))
             inside = ((origins[ray] + t[ray, i] * np.array([1, 0, 0])) ** 2).sum() < 1
             left *= math.exp(-(40 if inside else 0.1) * delta[ray, i])
-    assert 0 < (pruned.delta > 0).sum() < 0.8 * (samples.delta > 0).sum()
-    plain, less = (render(balls, rays, s, jnp.ones(3)).colour for s in (samples, pruned))
-    np.testing.assert_allclose(less, plain, atol=2e-4)
+    every, _ = volume.pack(samples, 96)
+    assert 0 < len(wanted) < 0.8 * (samples.delta > 0).sum()
+    for room, whole in ((96, [True] * 6), (len(wanted) - 1, [True] * 5 + [False])):
+        pruned, fits = jax.jit(pruning, static_argnums=1)(samples, room)
+        used = np.asarray(pruned.delta) > 0
+        assert used.tolist() == (np.arange(room) < len(wanted)).tolist()
+        found = zip(
+            *(x[used].tolist() for x in map(np.asarray, pruned[:1] + pruned[2:])), strict=True
+        )
+        assert list(found) == wanted[:room] and fits.tolist() == whole
+        few = (volume.render_packed(balls, rays, s, jnp.ones(3)).colour for s in (every, pruned))
+        np.testing.assert_allclose(*(x[: sum(whole)] for x in few), atol=2e-4)
 
 
-def test_pruning_asks_about_no_more_than_there_is_room_for_and_has_no_gradient():
-    rays, samples = views()
+def pruning(samples, room, scale=1.0):
+    """`prune` by the density of the balls, asked about all used slots."""
+    few, _ = volume.pack(samples, 96)
+    return volume.prune(
+        lambda points: scale * balls(points, points)[0], views()[0], few, room, longest=16
+    )
 
-    def kept(scale, room=None):
-        def density(points):
-            asked.append(len(points))
-            return scale * balls(points, points)[0]
 
-        return volume.prune(density, rays, samples, room=room).delta
-
-    asked = []
-    whole, some = (jax.jit(partial(kept, room=room))(1.0) for room in (None, 31))
-    assert asked == [96, 31]
-    # 31 places: all 16 of the first ray, all 14 of the second, one of the third.
-    np.testing.assert_array_equal(some[:2], whole[:2])
-    np.testing.assert_array_equal(some[2:], samples.delta[2:])
-    assert jax.jit(jax.grad(lambda scale: kept(scale).sum()))(1.0) == 0
+def test_pruning_has_no_gradient():
+    _, samples = views()
+    slope = jax.jit(jax.grad(lambda scale: pruning(samples, 96, scale)[0].delta.sum()))
+    assert slope(1.0) == 0
 
 
 # ---- backgrounds ----

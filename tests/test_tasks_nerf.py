@@ -159,7 +159,7 @@ def one_device(make):
 
 def test_rays_in_groups_say_what_they_say_together(folder):
     """With room for all, a group needs nothing of another."""
-    task = NeRF(SMALL_GRID, room=BATCH * 8, drawn=1)
+    task = NeRF(SMALL_GRID, room=BATCH * SMALL_GRID.steps, drawn=1)
     whole, _ = steps(experiment(folder, task=task), 1)
     apart, _ = steps(experiment(folder, task=replace(task, groups=8)), 1)
     assert_agree(apart.params, whole.params, 1e-6)
@@ -328,7 +328,10 @@ def test_a_scene_comes_back_from_its_file(folder, tmp_path):
     "changes, message",
     [
         ({"task": NeRF(room=0)}, "task.room is 0"),
-        ({"task": NeRF(room=64)}, "task.sampler.slots is 128, but a group of rays has room for 64"),
+        (
+            {"task": NeRF(room=64)},
+            "task.sampler.steps is 1024, but a group of rays has room for 64",
+        ),
         ({"task": NeRF(Occupancy(steps=0))}, "task.sampler.steps is 0"),
         ({"task": NeRF(Proposals(()))}, r"task.sampler.counts is \(\)"),
         ({"task": NeRF(Hierarchical(coarse=2))}, "task.sampler.coarse is 2, but must be 3"),

@@ -74,24 +74,27 @@ def from_occupied(
     """`cfg.room` samples, of as many rays as they are enough for: the more, the emptier the scene
     is known to be. The other rays do not count."""
     samples = samplers.marched(space, seen.rays, batch["grid"], key)
+    room, longest = cfg.room // cfg.groups, samples.t.shape[1]
 
-    def pack(rays: Rays, samples: Any, background: jax.Array) -> Any:
-        room = cfg.room // cfg.groups
+    def learn(rays: Rays, samples: Any, background: jax.Array) -> Any:
+        packed, whole = volume.pack(samples, max(cfg.prune, 1) * room)
         if cfg.prune:
-            samples = volume.prune(asked.density, rays, samples, room=cfg.prune * room)
-        rendered, whole = volume.render_packed(asked.field, rays, samples, background, room)
-        return rendered, whole, (samples.delta > 0).sum(axis=1)
+            packed, fits = volume.prune(asked.density, rays, packed, room, longest=longest)
+            whole &= fits
+        rendered = volume.render_packed(asked.field, rays, packed, background, longest=longest)
+        used = whole.at[packed.ray].get(mode="fill", fill_value=False)
+        return rendered.colour, whole, used
 
     rows = (seen.rays, samples, seen.background)
     if cfg.groups == 1:
-        rendered, whole, used = pack(*rows)
+        colour, whole, used = learn(*rows)
     else:
-        rendered, whole, used = together(jax.vmap(pack)(*apart(rows, cfg.groups)))
-    error = ERRORS[cfg.loss](rendered.colour, seen.colour)
+        colour, whole, used = together(jax.vmap(learn)(*apart(rows, cfg.groups)))
+    error = ERRORS[cfg.loss](colour, seen.colour)
     metrics = {
-        "psnr": psnr_of(rendered.colour, seen.colour, whole),
+        "psnr": psnr_of(colour, seen.colour, whole),
         "rays": whole.astype(jnp.float32).mean(),
-        "samples": jnp.where(whole, used, 0).sum() / jnp.maximum(whole.sum(), 1),
+        "samples": used.sum() / jnp.maximum(whole.sum(), 1),
     }
     return Learned(error, whole, jnp.zeros(()), metrics)
 

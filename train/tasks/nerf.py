@@ -66,10 +66,10 @@ class NeRF(Task):
                 f"task.room is {self.room}: not a multiple of task.groups {self.groups}"
             )
         check_sampler(self.sampler)
-        slots, room = getattr(self.sampler, "slots", 0), self.room // self.groups
-        if slots > room:
+        most, room = getattr(self.sampler, "steps", 0), self.room // self.groups
+        if most > room:
             raise ConfigError(
-                f"task.sampler.slots is {slots}, but a group of rays has room for {room} samples: "
+                f"task.sampler.steps is {most}, but a group of rays has room for {room} samples: "
                 "not one ray might fit in; raise task.room"
             )
 

@@ -139,13 +139,14 @@ def march(
     near: jax.Array,
     far: jax.Array,
     *,
-    slots: int,
+    slots: int | None,
     steps: int,
     step: Any,
     cone: float = 0.0,
     key: jax.Array | None = None,
 ) -> Samples:
-    """Samples of n rays between near and far [n] that lie in occupied cells, `slots` a ray.
+    """Samples of n rays between near and far [n] that lie in occupied cells, `slots` a ray; None:
+    all of them, unused slots between them, for `volume.pack`.
 
     step: the length of a step in world units, √3/1024 of the unit cube in the paper; with a `cone`
     it is cone · t, but no shorter than `step` and no longer than a step of the widest level. A ray
@@ -156,7 +157,11 @@ def march(
     t, delta = _candidates(near, far, steps, step, step * 2 ** (len(grid.density) - 1), cone, key)
     cells, covered = _cells(grid, rays.at(t), delta)
     kept = covered & (delta > 0) & grid.occupied.reshape(-1)[cells]
-    return jax.lax.stop_gradient(_compact(t, delta, kept, far, slots, key))
+    if slots is None:
+        found = Samples(t, jnp.where(kept, delta, 0))
+    else:
+        found = _compact(t, delta, kept, far, slots, key)
+    return jax.lax.stop_gradient(found)
 
 
 def _candidates(
@@ -173,18 +178,22 @@ def _candidates(
     How many steps lie between the camera and t is a sum of three parts: of length `step`, of cone ·
     t, and of `longest`. Its inverse gives the ends of the steps.
     """
-    cone = max(cone, 1e-9)  # 0: the second part begins beyond the end of the world
-    first, last = step / cone, longest / cone  # between them, a step is cone · t long
-    turn, end = 1 / cone, (1 + jnp.log(longest / step)) / cone
 
     def count(t: jax.Array) -> jax.Array:
+        if not cone:
+            return t / step
         growing = jnp.log(jnp.clip(t, first, last) / first) / cone
         return jnp.minimum(t, first) / step + growing + jnp.maximum(t - last, 0) / longest
 
     def distance(i: jax.Array) -> jax.Array:
+        if not cone:
+            return i * step
         growing = first * jnp.expm1(cone * (jnp.clip(i, turn, end) - turn))
         return jnp.minimum(i, turn) * step + growing + jnp.maximum(i - end, 0) * longest
 
+    if cone:
+        first, last = step / cone, longest / cone  # between them, a step is cone · t long
+        turn, end = 1 / cone, (1 + jnp.log(longest / step)) / cone
     begin = count(near)
     stride = jnp.maximum(1, (count(far) - begin) / steps)
     index = begin[:, None] + stride[:, None] * jnp.arange(steps + 1.0)[None]

@@ -17,7 +17,7 @@ from zoo.nerf.cameras import Rays
 from zoo.nerf.occupancy import Grid
 from zoo.nerf.sampling import Samples
 from zoo.nerf.scene import Hierarchical, Occupancy, Proposals, Space
-from zoo.nerf.volume import Field, Rendered, contract, render, render_early, render_packed
+from zoo.nerf.volume import Field, Rendered, contract, pack, render, render_early, render_packed
 
 Density = Callable[[jax.Array], jax.Array]
 
@@ -116,12 +116,19 @@ def settled_grid(density: Density, space: Space, key: jax.Array) -> Grid:
     return jax.lax.scan(look, create_grid(space), jax.random.split(key, SETTLED))[0]
 
 
-def marched(space: Space, rays: Rays, grid: Grid, key: jax.Array | None = None) -> Samples:
-    """The samples of rays in occupied cells."""
+def marched(
+    space: Space,
+    rays: Rays,
+    grid: Grid,
+    key: jax.Array | None = None,
+    *,
+    slots: int | None = None,
+) -> Samples:
+    """The samples of rays in occupied cells; slots: as `occupancy.march` has it."""
     how = space.sampler
     assert isinstance(how, Occupancy)
     cone = occupancy.CONE if how.cascades > 1 else 0.0
-    sizes = {"slots": how.slots, "steps": how.steps, "step": step_of(space), "cone": cone}
+    sizes = {"slots": slots, "steps": how.steps, "step": step_of(space), "cone": cone}
     return occupancy.march(grid, rays, *reach(space, rays), key=key, **sizes)
 
 
@@ -136,14 +143,17 @@ def shown(asked: Asked, space: Space, rays: Rays, grid: Grid | None, background:
 def with_grid(
     asked: Asked, space: Space, rays: Rays, grid: Grid | None, background: Any
 ) -> Rendered:
-    assert grid is not None
-    samples = marched(space, rays, grid)
+    assert grid is not None and isinstance(space.sampler, Occupancy)
+    samples = marched(space, rays, grid, slots=space.sampler.slots)
     n, slots = samples.t.shape
     segment = next(k for k in range(min(SEGMENT, slots), 0, -1) if slots % k == 0)
     room = max(1, n * slots // PACKED)
 
     def packed(samples: Samples) -> Rendered:
-        return render_packed(asked.field, rays, samples, background, room)[0]
+        few, _ = pack(samples, room)
+        seen = render_packed(asked.field, rays, few, background, longest=slots)
+        weights = jnp.zeros((n, slots)).at[few.ray, few.place].set(seen.weights, mode="drop")
+        return seen._replace(weights=weights)
 
     def early(samples: Samples) -> Rendered:
         return render_early(asked.field, rays, samples, background, segment=segment)

@@ -28,7 +28,7 @@ class Occupancy(Sampler):
     resolution: int = 128  # cells along a side of each cascade
     cascades: int = 1  # boxes, each twice as wide as the one before, the last one the scene's
     steps: int = 1024  # of a ray along the diagonal of the first box: as many are looked up at most
-    slots: int = 128  # samples of a ray at most
+    slots: int = 128  # samples of a ray at most in what is shown; training has room for its own
 
 
 @dataclass(frozen=True)

@@ -39,55 +39,114 @@ def render(field: Field, rays: Rays, samples: Samples, background: Any) -> Rende
     return composite(sigma, rgb, samples.t, samples.delta, background)
 
 
-def render_packed(
-    field: Field, rays: Rays, samples: Samples, background: Any, room: int
-) -> tuple[Rendered, jax.Array]:
-    """As `render`, but the field is asked about the used slots alone, at most `room` of them.
+class Packed(NamedTuple):
+    """Samples of n rays, one after another, without the slots that rays leave empty.
 
-    Also returns which rays are whole [n], bool: those behind the last that fits are not, and what
-    is rendered of them means nothing.
+    ray int32 [m], ascending; place int32 [m]: which of its ray's it is; t, delta [m]. What is left
+    of m has delta 0 and stands last, with ray n.
     """
-    sigma, rgb = _ask_used(field, rays, samples, room)
-    rendered = composite(sigma, rgb, samples.t, samples.delta, background)
-    return rendered, jnp.cumsum((samples.delta > 0).sum(axis=1)) <= room
+
+    ray: jax.Array
+    place: jax.Array
+    t: jax.Array
+    delta: jax.Array
+
+
+def pack(samples: Samples, room: int) -> tuple[Packed, jax.Array]:
+    """The first `room` used slots of samples [n, s], and which rays are whole, bool [n]: those
+    behind the last that fits are not."""
+    n, s = samples.t.shape
+    counted = _counted((samples.delta > 0).reshape(-1))
+    ends = counted.reshape(n, s)[:, -1]
+    begins = jnp.pad(ends[:-1], (1, 0))
+    slot, there = _first(counted, room)
+    t, delta = (x.reshape(-1)[slot] for x in (samples.t, samples.delta))
+    place = jnp.arange(room) - begins[slot // s]
+    return Packed(jnp.where(there, slot // s, n), place * there, t, delta * there), ends <= room
+
+
+def _counted(true: jax.Array) -> jax.Array:
+    """How many of bool [m] are true up to each, int32 [m]."""
+    # Products of matrices count as exactly as a running sum, in half of the time.
+    block = 128
+    rows = jnp.pad(true, (0, -len(true) % block)).reshape(-1, block).astype(jnp.float32)
+    within = jnp.matmul(rows, jnp.triu(jnp.ones((block, block))), precision="highest")
+    within = within.astype(jnp.int32)
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return (within + before[:, None]).reshape(-1)[: len(true)]
+
+
+def _first(counted: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
+    """Where a count [m] reaches 1, 2, … `room`, int32 [room], and whether it does."""
+    found = jnp.searchsorted(counted, jnp.arange(1, room + 1))
+    return jnp.minimum(found, len(counted) - 1), found < len(counted)
+
+
+def render_packed(
+    field: Field, rays: Rays, samples: Packed, background: Any, *, longest: int | None = None
+) -> Rendered:
+    """As `render`, of packed samples; the weights are theirs, [m]. What it says of a ray that is
+    not whole means nothing. longest: how many samples a ray has at most, where that is known."""
+    n = len(rays.origins)
+    sigma, rgb = field(*_asked(rays, samples))
+    thickness = _thickness(sigma, samples.delta)
+    weights = _before(thickness, samples.place, longest) * -jnp.expm1(-thickness)
+    mixed = weights[:, None] * rgb.astype(jnp.float32)
+    sums = jnp.stack([weights * samples.t, weights, thickness], axis=1)
+    sums = _by_ray(jnp.concatenate([mixed, sums], axis=1), samples, n)
+    colour, (distance, opacity, passed) = sums[:, :-3], jnp.moveaxis(sums[:, -3:], 1, 0)
+    background = _for_each_ray(background, n)
+    return _over(background, colour, distance, opacity, jnp.exp(-passed), weights)
 
 
 def prune(
     density: Callable[[jax.Array], jax.Array],
     rays: Rays,
-    samples: Samples,
+    samples: Packed,
+    room: int,
     *,
-    room: int | None = None,
     opaque: float = 1e-4,
-) -> Samples:
-    """Leaves out the samples to which less than `opaque` of the light comes, so that what costs
-    more than a density, colours and gradients, is not asked for there.
+    longest: int | None = None,
+) -> tuple[Packed, jax.Array]:
+    """Without the samples to which less than `opaque` of the light comes, so that what costs more
+    than a density, colours and gradients, is not asked for there: the first `room` of those left,
+    and the rays that have no more left than these, bool [n].
 
-    density: points [m, 3] → sigma [m], the field's own, of these parameters; asked about at most
-    `room` used slots, all if None, and without a gradient. What another density hides, such as that
-    of a grid, the field would see the background through: it learns a haze in front that covers the
-    leak, the grid is surer than before, and training collapses.
+    density: points [m, 3] → sigma [m], the field's own, of these parameters, asked without a
+    gradient. What another density hides, such as that of a grid, the field would see the background
+    through: it learns a haze in front that covers the leak, the grid is surer than before, and
+    training collapses. longest: as `render_packed` has it.
     """
-    room = samples.t.size if room is None else room
-    (sigma,) = _ask_used(lambda points, _: (density(points),), rays, samples, room)
-    before, _ = transmittance(jax.lax.stop_gradient(sigma), samples.delta)
-    return samples._replace(delta=jnp.where(before >= opaque, samples.delta, 0))
+    sigma = jax.lax.stop_gradient(density(_asked(rays, samples)[0]))
+    before = _before(_thickness(sigma, samples.delta), samples.place, longest)
+    kept = (before >= opaque) & (samples.delta > 0)
+    slot, there = _first(_counted(kept), room)
+    ray, place, t, delta = (x[slot] for x in samples)
+    n = len(rays.origins)
+    ends = jnp.cumsum(_by_ray(kept.astype(jnp.int32), samples, n))
+    # What is hidden is behind all that is seen: places stay what they are.
+    return Packed(jnp.where(there, ray, n), place, t, delta * there), ends <= room
 
 
-def _ask_used(
-    ask: Callable[..., tuple[jax.Array, ...]], rays: Rays, samples: Samples, room: int
-) -> tuple[jax.Array, ...]:
-    """What `ask` says, (points, directions [room, 3]) → [room, …] each, as [n, s, …]: about the
-    first `room` used slots, and 0 of all others."""
-    n, s = samples.t.shape
-    (slot,) = jnp.nonzero((samples.delta > 0).reshape(-1), size=room, fill_value=n * s)
-    ray = jnp.minimum(slot // s, n - 1)
-    directions = rays.directions[ray]
-    t = samples.t.reshape(-1).at[slot].get(mode="clip")
-    said = ask(rays.origins[ray] + t[:, None] * directions, directions)
-    empty = (jnp.zeros((n * s, *x.shape[1:]), x.dtype) for x in said)
-    filled = (e.at[slot].set(x, mode="drop") for e, x in zip(empty, said, strict=True))
-    return tuple(x.reshape(n, s, *x.shape[1:]) for x in filled)
+def _asked(rays: Rays, samples: Packed) -> tuple[jax.Array, jax.Array]:
+    """Points and directions [m, 3]; of a slot that is not used, some."""
+    origins, directions = (x.at[samples.ray].get(mode="clip") for x in rays)
+    return origins + samples.t[:, None] * directions, directions
+
+
+def _before(thickness: jax.Array, place: jax.Array, longest: int | None) -> jax.Array:
+    """The share of light [m] that comes from before each packed sample to the camera."""
+    # Sums over 1, 2, 4, … neighbours of a ray. Differences of one sum over all lose their digits.
+    passed = jnp.where(place > 0, jnp.roll(thickness, 1), 0)
+    for i in range(((longest or len(place)) - 1).bit_length()):
+        passed += jnp.where(place >= 2**i, jnp.roll(passed, 2**i), 0)
+    return jnp.exp(-passed)
+
+
+def _by_ray(x: jax.Array, samples: Packed, n: int) -> jax.Array:
+    """Sums of x [m, …] by ray, [n, …]."""
+    zeros = jnp.zeros((n, *x.shape[1:]), x.dtype)
+    return zeros.at[samples.ray].add(x, mode="drop", indices_are_sorted=True)
 
 
 def render_early(
@@ -139,7 +198,7 @@ def render_early(
         jnp.zeros((n, s)),
     )
     _, through, colour, distance, weights = jax.lax.while_loop(goes_on, advance, state)
-    return _over(background, colour, distance, through, weights)
+    return _over(background, colour, distance, weights.sum(axis=1), through, weights)
 
 
 def evaluate(field: Field, rays: Rays, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -162,7 +221,8 @@ def composite(
     weights, through = weigh(sigma, delta)
     background = _for_each_ray(background, len(sigma))
     distance = jnp.sum(weights * t, axis=1)
-    return _over(background, _mix(weights, rgb), distance, through, weights)
+    opacity = weights.sum(axis=1)
+    return _over(background, _mix(weights, rgb), distance, opacity, through, weights)
 
 
 def weigh(sigma: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -196,11 +256,12 @@ def _over(
     background: jax.Array,
     colour: jax.Array,
     distance: jax.Array,
+    opacity: jax.Array,
     through: jax.Array,
     weights: jax.Array,
 ) -> Rendered:
-    """What rays of light have gathered, over what they let through. distance: Σ weights · t."""
-    opacity = weights.sum(axis=1)  # 1 − through has no digits where little is seen
+    """What rays of light have gathered, over what they let through. distance: Σ weights · t;
+    opacity: Σ weights, since 1 − through has no digits where little is seen."""
     depth = distance / jnp.maximum(opacity, FAINTEST)
     return Rendered(colour + through[:, None] * background, depth, opacity, weights)
 
