@@ -30,7 +30,7 @@ def experiment() -> Experiment:
             decay=0.8,
         ),
         optim=Optim("adamw", lr=1e-2, final=0.03, b2=0.99, eps=1e-15),
-        steps=15000,
-        evaluate_every=5000,
+        steps=8500,
+        evaluate_every=8500,
         log_every=100,
     )
