@@ -157,8 +157,8 @@ def fit(cfg: Experiment, directory: Path):
 
 
 def first_of_its_kind(name: str) -> bool:
-    """Whether no config before it has the same task and sampler, or is of a page with variables
-    beside the parameters, as the first such."""
+    """Whether no config before it has the same task and sampler; ResNets, which have running
+    statistics, count apart."""
 
     def kind(name: str) -> tuple:
         cfg = serialise.load(name)

@@ -67,7 +67,7 @@ def pack(samples: Samples, room: int) -> tuple[Packed, jax.Array]:
 
 def _counted(true: jax.Array) -> jax.Array:
     """How many of bool [m] are true up to each, int32 [m]."""
-    # Products of matrices count as exactly as a running sum, in half of the time.
+    # Products of matrices count as exactly as a running sum, in less time.
     block = 128
     rows = jnp.pad(true, (0, -len(true) % block)).reshape(-1, block).astype(jnp.float32)
     within = jnp.matmul(rows, jnp.triu(jnp.ones((block, block))), precision="highest")
