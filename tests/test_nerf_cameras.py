@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from zoo.nerf import cameras
 from zoo.nerf.cameras import Camera, Rays
@@ -238,6 +239,31 @@ def test_the_derivative_of_a_ray_is_that_of_the_implicit_function():
     by_lens = slope(lambda k: np.array(distorted_by_opencv(*x, k)), np.float64(lens))
     np.testing.assert_allclose(ours[0], np.linalg.inv(by_point), atol=1e-5)
     np.testing.assert_allclose(ours[1], -np.linalg.solve(by_point, by_lens), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-5, 2e-3, 0.3, 3.0])
+def test_a_camera_is_turned_about_itself_as_scipy_turns_it(length):
+    rng = np.random.default_rng(0)
+    turn = rng.normal(size=(5, 3))
+    turn *= length / np.linalg.norm(turn, axis=1, keepdims=True)
+    shift, places = rng.normal(size=(2, 5, 3))
+    axes = Rotation.random(5, random_state=1)
+    pose = np.concatenate([axes.as_matrix(), places[..., None]], axis=2)
+    one = np.ones((5, 2), np.float32)
+    still = Camera(*(jnp.float32(x) for x in (pose, one, one, np.zeros((5, 5)))))
+    found = cameras.moved(still, *(jnp.float32(x) for x in (turn, shift)))
+    wanted = (axes * Rotation.from_rotvec(turn)).as_matrix()
+    np.testing.assert_allclose(found.pose[..., :3], wanted, atol=1e-6)
+    np.testing.assert_allclose(found.pose[..., 3], places + shift, atol=1e-6)
+    slope = jax.jacrev(lambda turn: cameras.moved(still, turn, jnp.zeros((5, 3))).pose)
+    h = np.float32(1e-2) * np.eye(15, dtype=np.float32).reshape(15, 5, 3)
+    for i in range(15):
+        ends = [
+            (axes * Rotation.from_rotvec(turn + sign * np.float64(h[i]))).as_matrix()
+            for sign in (1, -1)
+        ]
+        ours = np.tensordot(slope(jnp.float32(turn))[..., :3, :, :], h[i], axes=2)
+        np.testing.assert_allclose(ours, (ends[0] - ends[1]) / 2, atol=1e-5)
 
 
 def test_extreme_rays_and_points_stay_finite():

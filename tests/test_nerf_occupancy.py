@@ -258,7 +258,7 @@ def test_slots_that_are_spread_see_as_much_as_all_samples_in_the_mean():
 
 def test_samples_lie_at_random_places_of_their_steps():
     grid = occupancy.create(LOW, HIGH, resolution=4)
-    rays, near, far = rays_through(grid)
+    rays, near, far = rays_through(grid, n=2000)
     settings = {"slots": 64, "steps": 64, "step": 0.0625}
     middle = march(grid, rays, near, far, **settings)
     moved = march(grid, rays, near, far, **settings, key=jax.random.key(0))

@@ -453,7 +453,9 @@ def written(step: int, sigma: float) -> State:
 def run(tmp_path, scene):
     """(a run of fog, its reader, its writer)."""
     of = Scene(GRIDDED, HEIGHT, WIDTH, scene.cameras, scene.names, scene.splits)
-    task = SimpleNamespace(companion=of, model=SimpleNamespace(apply=fog))
+    task = SimpleNamespace(
+        companion=of, model=SimpleNamespace(apply=fog), saved=lambda variables: (variables, of)
+    )
     abstract = jax.eval_shape(lambda: written(0, 0))
     said = []
     reader = Checkpoints(tmp_path / "checkpoints", warn=said.append, writable=False)

@@ -193,6 +193,25 @@ def test_packed_samples_are_those_of_the_rays_in_turn():
     assert few.ray.tolist() == [0, 0, 2, 2] and whole.tolist() == [True, True, False]
 
 
+def test_samples_that_are_thinned_stand_for_those_left_out():
+    """A density that varies along the rays: its sum over those taken, in the mean of many draws."""
+    n, s, room = 4, 60, 50
+    t = jnp.broadcast_to((jnp.arange(s) + 0.5)[None] / s, (n, s))
+    delta = jnp.where(t > 0.2, 1 / s, 0)
+    thin = jax.jit(lambda key: volume.thin(Samples(t, delta), room, key).delta)
+    found = np.asarray(jax.vmap(thin)(jax.random.split(jax.random.key(0), 400)))
+    k = int((delta > 0).sum()) // room
+    assert k == 3
+    np.testing.assert_allclose(found[found > 0], k / s, rtol=1e-6)
+    for ray in found.reshape(-1, s):
+        assert (np.diff(np.flatnonzero(ray)) == k).all()
+    assert (found.max(axis=0) > 0).all(axis=0)[12:].all()  # each is taken at some time
+    wanted = float((t[0] ** 3 * delta[0]).sum())
+    np.testing.assert_allclose((found * np.asarray(t) ** 3).sum(2).mean(0), wanted, rtol=0.02)
+    every = volume.thin(Samples(t, delta), int((delta > 0).sum() // 2 + 1), jax.random.key(0))
+    np.testing.assert_array_equal(every.delta, delta)  # what fits less than twice stays
+
+
 def test_rendering_that_ends_early_sees_the_same():
     rays, samples = views()
     plain = render(balls, rays, samples, jnp.ones(3))

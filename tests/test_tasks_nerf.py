@@ -7,9 +7,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import zoo
 from tests.test_step import assert_agree
 from train import loop, radiance
 from train.config import (
@@ -23,6 +25,7 @@ from train.config import (
     Views,
     check,
 )
+from train.data import views
 from train.tasks.nerf import NeRF, space_of
 from zoo.nerf import cameras, samplers
 from zoo.nerf import scene as scenes
@@ -74,10 +77,16 @@ def steps(cfg: Experiment, count: int = 3):
 # ---- data ----
 
 
-def test_a_ray_goes_through_the_pixel_whose_colour_it_has(folder):
-    data = experiment(folder).data.open()
+def opened(folder, draw="device"):
+    return replace(experiment(folder).data, draw=draw).open()
+
+
+@pytest.mark.parametrize("draw", ["device", "host"])
+def test_a_ray_goes_through_the_pixel_whose_colour_it_has(draw, folder):
+    data = opened(folder, draw)
     stream = data.train()
-    batch = next(stream)
+    batch = {**next(stream), **data.resident()}
+    batch = jax.device_get(jax.jit(data.drawn)(batch, jax.random.key(0)))
     scene = data.scene
     assert batch["ray"].shape == (BATCH,) and batch["colour"].shape == (BATCH, 4)
     found = jax.jit(lambda b: radiance.seen(data, b, "white"))(batch)
@@ -95,8 +104,22 @@ def test_a_ray_goes_through_the_pixel_whose_colour_it_has(folder):
         np.testing.assert_allclose(found.colour[i], over_white, atol=1e-6)
 
 
+def test_a_device_draws_from_all_pixels_that_train_and_anew_each_step(folder):
+    data = opened(folder)
+    batch = {"slot": jnp.arange(20000), **data.resident()}
+    draw = jax.jit(data.drawn)
+    first, second = (np.asarray(draw(batch, jax.random.key(i))["ray"]) for i in range(2))
+    views, counts = np.unique(first // SIDE**2, return_counts=True)
+    np.testing.assert_array_equal(views, data.scene.splits["train"])
+    assert counts.min() > 4600 and counts.max() < 5400  # 5000 ± 61
+    assert len(np.unique(first % SIDE**2)) == SIDE**2
+    assert (first == second).mean() < 0.01
+    some = {**batch, "slot": batch["slot"][100:200]}  # a share of them
+    np.testing.assert_array_equal(draw(some, jax.random.key(0))["ray"], first[100:200])
+
+
 def test_a_stream_goes_on_where_its_state_was_taken(folder):
-    data = experiment(folder).data.open()
+    data = opened(folder, "host")
     first, second = data.train(), data.train()
     for _ in range(3):
         next(first)
@@ -107,12 +130,13 @@ def test_a_stream_goes_on_where_its_state_was_taken(folder):
         second.restore(other)
 
 
-def test_processes_share_a_batch_and_an_evaluation(folder):
-    data = experiment(folder).data.open()
+@pytest.mark.parametrize("draw, key", [("device", "slot"), ("host", "ray")])
+def test_processes_share_a_batch_and_an_evaluation(draw, key, folder):
+    data = opened(folder, draw)
     whole = next(data.train())
     shares = [next(data.stream(i, 2)) for i in range(2)]
-    assert [len(share["ray"]) for share in shares] == [BATCH // 2] * 2
-    np.testing.assert_array_equal(np.concatenate([s["ray"] for s in shares]), whole["ray"])
+    assert [len(share[key]) for share in shares] == [BATCH // 2] * 2
+    np.testing.assert_array_equal(np.concatenate([s[key] for s in shares]), whole[key])
     batches = zip(*(data.in_order("test", i, 2) for i in range(2)), strict=True)
     alone, _ = data.evaluate("test")
     for (a, b), one in zip(batches, alone, strict=True):
@@ -166,9 +190,15 @@ def test_rays_in_groups_say_what_they_say_together(folder):
 
 
 def test_rays_without_room_do_not_count(folder):
-    _, [shown] = steps(experiment(folder, task=NeRF(SMALL_GRID, room=64, drawn=1)), 1)
+    task = NeRF(SMALL_GRID, room=64, prune=4, drawn=1)  # nothing is hidden yet
+    _, [shown] = steps(experiment(folder, task=task), 1)
     assert 0 < shown["rays"] < 0.5
     assert shown["rays"] * BATCH * shown["samples"] <= 64
+
+
+def test_where_all_may_be_occupied_rays_take_coarser_steps(folder):
+    _, [shown] = steps(experiment(folder, task=NeRF(SMALL_GRID, room=128, drawn=1)), 1)
+    assert shown["rays"] > 0.6 and shown["samples"] < SMALL_GRID.steps / 2
 
 
 def test_the_grid_forgets_what_is_empty_and_keeps_what_is_not(folder):
@@ -206,6 +236,96 @@ def ball() -> samplers.Asked:
         return density(points), jnp.broadcast_to(jnp.array([0.8, 0.1, 0.1]), points.shape)
 
     return samplers.Asked(field, field, density, [density, density])
+
+
+def test_cameras_that_are_refined_find_back_to_their_places(folder):
+    """Pictures of a known field, whose cameras are said to be elsewhere by some degrees."""
+    data = experiment(folder).data.open()
+    space = Space(low=(-1.5,) * 3, high=(1.5,) * 3, sampler=Occupancy(8, steps=64, slots=64))
+
+    def field(points, directions):
+        density = 40 * jax.nn.sigmoid(20 * (0.7 - jnp.linalg.norm(points, axis=-1)))
+        return density, 0.5 + 0.5 * jnp.sin(4 * points)
+
+    asked = samplers.Asked(field, field, lambda x: field(x, x)[0], [])
+    grid = samplers.create_grid(space)
+    true = jax.tree.map(jnp.asarray, data.scene.cameras)
+    pixels = jnp.broadcast_to(
+        cameras.pixel_centres(SIDE, SIDE).reshape(1, -1, 2), (8, SIDE * SIDE, 2)
+    )
+    rays = cameras.rays(jax.tree.map(lambda x: x[:, None], true), pixels)
+    flat = cameras.Rays(*(x.reshape(-1, 3) for x in rays))
+    seen = samplers.shown(asked, space, flat, grid, jnp.ones(3)).colour
+    pictures = np.asarray(255 * seen).round().astype(np.uint8).reshape(8, SIDE, SIDE, 3)
+    turn, shift = np.float32(np.random.default_rng(0).normal(size=(2, 8, 3))) * [[[0.03]], [[0.05]]]
+    said = cameras.moved(true, jnp.float32(turn), jnp.float32(shift))
+    moved = replace(data, scene=replace(data.scene, images=pictures, cameras=said))
+
+    task = NeRF(space.sampler, refine=0.5, background="scene", loss="squared", room=2**14)
+    loss = radiance.objective(task, moved, lambda variables: asked, space)
+    adam = optax.adam(optax.cosine_decay_schedule(8e-3, 600), b2=0.99)
+    train = data.scene.splits["train"]
+
+    @jax.jit
+    def fit(params, key):
+        def step(carry, key):
+            params, state = carry
+            draw, along = jax.random.split(key)
+            places = jax.random.randint(draw, (2, 512), 0, SIDE * SIDE)
+            ray = jnp.asarray(train)[places[0] % len(train)] * SIDE * SIDE + places[1]
+            colour = jnp.asarray(pictures.reshape(-1, 3))[ray]
+            batch = {"ray": ray, "colour": colour, "grid": grid, "step": 0}
+            slope = jax.grad(lambda params: loss(params, {}, batch, along)[0])(params)
+            change, state = adam.update(slope, state)
+            return (optax.apply_updates(params, change), state), None
+
+        keys = jax.random.split(key, 600)
+        return jax.lax.scan(step, (params, adam.init(params)), keys)[0][0]
+
+    def away(found):
+        """Degrees, and the distance to the true place, of the views that train."""
+        turned = np.einsum("vij,vik->vjk", found.pose[..., :3], true.pose[..., :3])
+        angle = np.arccos(np.clip((np.trace(turned, axis1=1, axis2=2) - 1) / 2, -1, 1))
+        place = np.linalg.norm(found.pose[..., 3] - true.pose[..., 3], axis=1)
+        return np.degrees(angle)[train].mean(), place[train].mean()
+
+    params = fit(radiance.besides(task, moved), jax.random.key(0))
+    run = {"params": {**params, "field": 0}}
+    model, scene = radiance.exported(task, companion_of(moved, space), run)
+    assert model == {"params": {"field": 0}}
+    before, after = away(said), away(scene.cameras)
+    assert after[0] < 0.2 * before[0] and after[1] < 0.2 * before[1]
+    still = np.setdiff1d(np.arange(8), train)  # what trains no view moves none
+    np.testing.assert_array_equal(scene.cameras.pose[still], said.pose[still])
+
+
+def companion_of(data, space):
+    scene = data.scene
+    return scenes.Scene(space, SIDE, SIDE, scene.cameras, scene.names, scene.splits)
+
+
+def test_what_is_learnt_besides_the_field_is_saved_with_the_scene(folder, tmp_path, monkeypatch):
+    """Opaque pictures of a green nothing: the colour behind all is found, and the model that is
+    saved has neither it nor the cameras' moves among its weights."""
+    scene = experiment(folder).data.open().scene
+    green = np.broadcast_to(np.uint8([20, 200, 60]), (*scene.images.shape[:3], 3))
+    opaque = replace(scene, images=green, depth=None)
+    monkeypatch.setattr(views.posed, "open_scene", lambda *_, **__: opaque)
+    task = NeRF(SMALL_GRID, room=2048, every=50, drawn=1, background="learned", refine=0.1)
+    optim = Optim("adamw", lr=0.1, schedule="constant", weight_decay=0)
+    cfg = experiment(folder, task=task, optim=optim, steps=60, evaluate_every=60)
+    result = loop.fit(cfg, tmp_path)
+    assert result is not None and result["test"]["psnr"] > 30
+    found = scenes.load(tmp_path / "model")
+    np.testing.assert_allclose(found.space.background, np.array([20, 200, 60]) / 255, atol=0.03)
+    model, variables = zoo.load(tmp_path / "model")
+    assert variables["params"].keys() == {"geometry", "colour"}
+    off = np.abs(found.cameras.pose - scene.cameras.pose).max(axis=(1, 2))
+    assert (off[scene.splits["train"]] > 0).all() and not off[scene.splits["test"]].any()
+    shown = Renderer(model.apply, variables, found.space).view(
+        cameras.select(found.cameras, 0), SIDE, SIDE
+    )
+    np.testing.assert_allclose(shown.colour.mean((0, 1)), np.array([20, 200, 60]) / 255, atol=0.05)
 
 
 # ---- judging ----
@@ -336,7 +456,11 @@ def test_a_scene_comes_back_from_its_file(folder, tmp_path):
         ({"task": NeRF(Proposals(()))}, r"task.sampler.counts is \(\)"),
         ({"task": NeRF(Hierarchical(coarse=2))}, "task.sampler.coarse is 2, but must be 3"),
         ({"task": NeRF(Sampler())}, "task.sampler is a Sampler; choose one of Occupancy"),
-        ({"parallel": Parallel(compiler="pmap")}, "with a group for each device"),
+        ({"parallel": Parallel(compiler="pmap")}, "--data.draw host, or jit"),
+        (
+            {"parallel": Parallel(compiler="pmap"), "data": Views(draw="host")},
+            "with a group for each device",
+        ),
         ({"data": Views(size=8, samples=1, views=(2, 1, 1))}, "in windows of 11"),
         ({"task": NeRF(room=130, groups=4)}, "task.room is 130: not a multiple of task.groups 4"),
         ({"task": NeRF(Hierarchical())}, "take Hierarchical"),
@@ -344,6 +468,8 @@ def test_a_scene_comes_back_from_its_file(folder, tmp_path):
         ({"model": Model("resnet20")}, "resnet20 is no radiance field"),
         ({"step": Step(precision="bfloat16")}, "needs float32"),
         ({"step": Step(accumulate=2)}, "rays are not accumulated"),
+        ({"task": NeRF(SMALL_GRID, background="learned")}, "the pictures of scene are transparent"),
+        ({"task": NeRF(refine=-1.0)}, "task.refine is -1.0"),
         ({"data": Images()}, "learns from Views"),
         ({"data": Views(views=(3, 0, 2))}, "data.views is"),
         ({"data": Views(factor=0)}, "data.factor is 0"),
@@ -352,7 +478,7 @@ def test_a_scene_comes_back_from_its_file(folder, tmp_path):
 )
 def test_what_cannot_work_is_refused_by_key(changes, message, folder):
     if isinstance(data := changes.get("data"), Views):
-        changes = {"data": replace(data, cache=str(folder))}
+        changes = changes | {"data": replace(data, cache=str(folder))}
     cfg = experiment(folder, **changes)
     with pytest.raises(ConfigError, match=message):
         loop.prepare(check(cfg))

@@ -6,7 +6,7 @@ overrides its fields by name (`--optim.lr 3e-4`), and `config.json` in a workdir
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -90,6 +90,10 @@ class Data:
     def speed(self) -> tuple[str, int]:
         """What a run's speed is counted in, and how many of it an example is."""
         return "images", 1
+
+    def plain(self) -> "Data":
+        """The same, of batches that say all of themselves: one of them can be learned by heart."""
+        return self
 
     def open(self) -> Any:
         """The `train.data.Dataset`."""
@@ -214,6 +218,9 @@ class Views(Data):
     # Behind what is transparent; None: white, but black where nothing is transparent.
     background: Literal["white", "black"] | None = None
     threads: int = 0  # rays are drawn in less time than a thread takes to hand them over
+    # Where rays are drawn: "device": each has all pictures that train; "host": where no device has
+    # room for them, and under pmap.
+    draw: Literal["device", "host"] = "device"
     size: int = 200  # of `scene` and `mesh:`, which are drawn: the side of a picture,
     samples: int = 4  # rays along the side of a pixel,
     views: tuple[int, int, int] = (60, 10, 20)  # and views to train, to validate and to test with
@@ -228,6 +235,9 @@ class Views(Data):
         if min(self.views) < 1:
             raise ConfigError(f"data.views is {self.views}: each split needs a view")
         posed.check_scene(self.source)
+
+    def plain(self) -> "Views":
+        return replace(self, draw="host")
 
     @property
     def speed(self) -> tuple[str, int]:

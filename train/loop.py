@@ -96,7 +96,13 @@ def prepare(cfg: Experiment) -> Run:
         )
     first, abstract = parallel.initialise(task.init, rng, data.spec(), mesh, task.rules)
     update = parallel.compile_update(task.update, abstract, mesh, cfg.parallel)
+    if task.resident:
+        update = beside(update, parallel.everywhere(mesh, dict(task.resident)))
     return Run(cfg, data, task, mesh, first, abstract, update)
+
+
+def beside(update: parallel.Update, resident: Mapping[str, Any]) -> parallel.Update:
+    return lambda state, batch: update(state, {**batch, **resident})
 
 
 def checkpoints(run: Run, directory: Path, *, writable: bool = True) -> Checkpoints:
@@ -203,11 +209,11 @@ def finish(
 
 def export(run: Run, state: State, directory: Path, result: dict[str, Any]) -> None:
     """The evaluated weights, as `zoo.load(directory / "model")` reads them."""
-    variables = parallel.whole(state.variables())
+    variables, companion = run.task.saved(parallel.whole(state.variables()))
     if jax.process_index() == 0:
         card = replace(run.task.card, results=result)
         zoo.save(run.task.model, variables, directory / "model", card=card)
-        for beside in (run.task.tokenizer, run.task.companion):
+        for beside in (run.task.tokenizer, companion):
             if beside is not None:
                 beside.save(directory / "model")
 
@@ -215,7 +221,7 @@ def export(run: Run, state: State, directory: Path, result: dict[str, Any]) -> N
 def overfit(cfg: Experiment, steps: int = 200) -> bool:
     """The sanity check: trains on its first batch alone, and says whether the loss fell to a tenth.
     Writes nothing."""
-    run = prepare(replace(cfg, task=cfg.task.plain()))
+    run = prepare(replace(cfg, task=cfg.task.plain(), data=cfg.data.plain()))
     with closing(run.data.train()) as stream:
         batch = run.put(next(stream))
     state, losses = begin(run), []

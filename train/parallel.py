@@ -91,6 +91,14 @@ def put(mesh: Mesh, batch: Any) -> Any:
     )
 
 
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+    """NumPy arrays that all processes have alike, whole on every device of the mesh."""
+    placed = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, placed, lambda index: x[index]), tree
+    )
+
+
 def whole(tree: Any) -> Any:
     """A tree of global arrays as NumPy arrays, on every process; all of them must call it."""
     if jax.process_count() > 1:

@@ -28,7 +28,8 @@ from zoo.card import Card, Preprocess
 FREE = ("layers", "remat", "dropout", "drop_path", "patch_dropout", "zero_init", "positions")
 FREE += ("image_size", "in_channels", "num_classes", "head", "pooler", "end", "eos")
 HEAD = re.compile(r"params/head\w*(/.*)?")
-NEW = re.compile(HEAD.pattern + r"|params/(transform\w*|pooler)/.*")  # what may be the run's own
+# What may be the run's own.
+NEW = re.compile(HEAD.pattern + r"|params/(transform\w*|pooler|cameras)/.*|params/background")
 
 
 def start(init: Init, fresh: State, task: Task) -> State:

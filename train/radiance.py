@@ -4,7 +4,9 @@ n rays of a batch · v views of a split, h × w pixels each · c channels, 3 or 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +22,10 @@ from train.metrics import psnr
 from train.state import Batch, Evaluate, State, Task
 from train.step import Loss, Update
 from zoo.nerf import occupancy, proposal, samplers, sampling, volume
-from zoo.nerf.cameras import Camera, Rays, rays, select
+from zoo.nerf.cameras import Camera, Rays, moved, rays, select
 from zoo.nerf.occupancy import Grid
 from zoo.nerf.samplers import Asked
-from zoo.nerf.scene import Hierarchical, Occupancy, Proposals, Sampler, Space
+from zoo.nerf.scene import Hierarchical, Occupancy, Proposals, Sampler, Scene, Space
 from zoo.nerf.view import backdrop
 
 DELTA = 0.1  # of the Huber loss: where it turns from squared to absolute
@@ -32,6 +34,8 @@ ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "squared": lambda x, y: ((x - y) ** 2).mean(axis=-1),
 }
 GRID = 2**31 - 1  # no step: what the grid's randomness is folded from
+CAMERAS, BACKGROUND = "cameras", "background"  # parameters besides the model's
+MOVES = ("turn", "shift")
 SEEN = 0.5  # the opacity from which a pixel has a depth
 Ask = Callable[[Any], Asked]  # of the variables
 
@@ -44,15 +48,55 @@ class Seen(NamedTuple):
     background: jax.Array  # [n, 3]
 
 
-def seen(data: Dataset, batch: Batch, kind: str, key: jax.Array | None = None) -> Seen:
-    """kind: a key of `volume.BACKGROUNDS`, behind what is transparent; "random" takes a key."""
+def seen(
+    data: Dataset,
+    batch: Batch,
+    kind: str,
+    key: jax.Array | None = None,
+    learned: Mapping[str, Any] = MappingProxyType({}),
+) -> Seen:
+    """kind: a key of `volume.BACKGROUNDS`, behind what is transparent; "random" takes a key.
+    learned: parameters, those of `besides` among them."""
     view, pixels = data.pixels(batch["ray"])
-    cameras = Camera(*map(jnp.asarray, data.scene.cameras))
+    camera = select(Camera(*map(jnp.asarray, data.scene.cameras)), view)
+    if CAMERAS in learned:
+        camera = moved(camera, *(learned[CAMERAS][part][view] for part in MOVES))
     colour = batch["colour"].astype(jnp.float32) / 255
     n, channels = colour.shape
-    background = volume.draw_background(kind, n, key=key)
+    background = volume.draw_background(kind, n, key=key, logits=learned.get(BACKGROUND))
     found = volume.over(colour, background) if channels == 4 else colour
-    return Seen(rays(select(cameras, view), pixels), found, background)
+    return Seen(rays(camera, pixels), found, background)
+
+
+# ---- what is learnt besides the field ----
+
+
+def besides(task: Any, data: Dataset) -> dict[str, Any]:
+    """The parameters besides the model's, as they begin: how far each camera is from where it was
+    said to be, in units of `task.refine`, so that one learning rate serves all; and the logits of
+    the colour behind all. task: a `train.tasks.nerf.NeRF`."""
+    still = np.zeros((len(data.scene.names), 3), np.float32)
+    found: dict[str, Any] = {CAMERAS: {part: still for part in MOVES}} if task.refine else {}
+    return found | ({BACKGROUND: np.zeros(3, np.float32)} if task.background == "learned" else {})
+
+
+def in_units(task: Any, params: Any) -> Any:
+    """The parameters with `CAMERAS` in radians and world units."""
+    if CAMERAS not in params:
+        return params
+    return {**params, CAMERAS: jax.tree.map(lambda x: task.refine * x, params[CAMERAS])}
+
+
+def exported(task: Any, scene: Scene, variables: Any) -> tuple[Any, Scene]:
+    """Of a run's variables, NumPy: the model's, and the scene with what was learnt of it."""
+    params = dict(in_units(task, variables["params"]))
+    if moves := params.pop(CAMERAS, None):
+        cameras = moved(Camera(*map(jnp.asarray, scene.cameras)), *(moves[p] for p in MOVES))
+        scene = replace(scene, cameras=jax.tree.map(np.asarray, cameras))
+    if (logits := params.pop(BACKGROUND, None)) is not None:
+        red, green, blue = volume.draw_background("learned", 1, logits=logits)[0].tolist()
+        scene = replace(scene, space=replace(scene.space, background=(red, green, blue)))
+    return {**variables, "params": params}, scene
 
 
 # ---- learning ----
@@ -73,11 +117,13 @@ def from_occupied(
 ) -> Learned:
     """`cfg.room` samples, of as many rays as they are enough for: the more, the emptier the scene
     is known to be. The other rays do not count."""
-    samples = samplers.marched(space, seen.rays, batch["grid"], key)
+    march, thin = jax.random.split(key)
+    samples = samplers.marched(space, seen.rays, batch["grid"], march)
     room, longest = cfg.room // cfg.groups, samples.t.shape[1]
 
     def learn(rays: Rays, samples: Any, background: jax.Array) -> Any:
-        packed, whole = volume.pack(samples, max(cfg.prune, 1) * room)
+        asked_for = max(cfg.prune, 1) * room
+        packed, whole = volume.pack(volume.thin(samples, asked_for, thin), asked_for)
         if cfg.prune:
             packed, fits = volume.prune(asked.density, rays, packed, room, longest=longest)
             whole &= fits
@@ -150,11 +196,13 @@ LEARN: dict[type[Sampler], Callable[..., Learned]] = {
 
 def objective(task: Any, data: Dataset, ask: Ask, space: Space) -> Loss:
     """The loss of a batch, as `train.step.supervised` takes it; task: a `train.tasks.nerf.NeRF`."""
-    kind = space.background if task.background == "scene" else task.background
+    kind = data.scene.background if task.background == "scene" else task.background
 
     def loss(params: Any, vars: Any, batch: Batch, rng: jax.Array) -> Any:
-        behind, along = jax.random.split(rng)
-        rows, asked = seen(data, batch, kind, behind), ask({"params": params, **vars})
+        draw, behind, along = jax.random.split(rng, 3)
+        batch = data.drawn(batch, draw)
+        rows = seen(data, batch, kind, behind, in_units(task, params))
+        asked = ask({"params": params, **vars})
         found = LEARN[type(space.sampler)](task, asked, space, rows, along, batch)
         total = (found.error * found.counts).sum() / found.counts.sum().clip(1)
         return total + found.more, (vars, found.metrics)
@@ -235,8 +283,8 @@ class Judged(NamedTuple):
     off: np.ndarray
 
 
-def evaluators(data: Dataset, ask: Ask, space: Space, drawn: int) -> dict[str, Evaluate]:
-    """split → its `evaluate`. drawn: views of a sheet; 0: no sheet.
+def evaluators(task: Any, data: Dataset, ask: Ask, space: Space) -> dict[str, Evaluate]:
+    """split → its `evaluate`. task: a `train.tasks.nerf.NeRF`; `task.drawn` views make a sheet.
 
     Finds `psnr`, the mean over views, `psnr_min`, the lowest of a view, `psnr_foreground`, over the
     pixels that show something, `ssim` (Wang et al., 2004, with their Gaussian window), and, where
@@ -244,16 +292,20 @@ def evaluators(data: Dataset, ask: Ask, space: Space, drawn: int) -> dict[str, E
     units; where nothing is seen yet, of all that is to be seen.
     """
 
+    kind = "learned" if task.background == "learned" else data.scene.background
+
     @jax.jit
     def shown(variables: Any, grid: Grid | None, batch: Batch) -> Any:
-        rows = seen(data, batch, space.background)
+        rows = seen(data, batch, kind, learned=in_units(task, variables["params"]))
         found = samplers.shown(ask(variables), space, rows.rays, grid, rows.background)
         return jnp.clip(found.colour, 0, 1), rows.colour, found.depth, found.opacity
 
     def evaluate(split: str, state: State, batches: Iterable[Batch]) -> Any:
         look = partial(shown, state.variables(), state.extra.get("grid"))
         views = data.scene.splits[split]
-        chosen = set(np.linspace(0, len(views) - 1, min(drawn, len(views))).astype(int).tolist())
+        chosen = set(
+            np.linspace(0, len(views) - 1, min(task.drawn, len(views))).astype(int).tolist()
+        )
         found, rows = [], []
         whole = (parallel.whole((*look(batch), batch["mask"])) for batch in batches)
         for i, view in enumerate(by_view(data, views, whole)):

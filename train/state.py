@@ -66,8 +66,12 @@ class Task(NamedTuple):
     model     what is exported with the best weights and `card`; None where there is no single one
     tokenizer what turns text into the model's ids, saved beside them; None where there is no text
     companion what else is saved beside them, by its `save(directory)`; None: nothing
+    exported  variables -> (those of the model alone, the companion as they have made it), where the
+              task trains more than the model
     beside    split -> known numbers that are reported with its metrics, such as what others reach
     evaluators  split -> its own `evaluate`, where splits are not judged alike
+    resident  arrays (NumPy) that are on every device all the time, whole: every update finds them
+              in its batch. Not for pmap
     """
 
     init: Callable[[jax.Array, Batch], State]
@@ -79,8 +83,14 @@ class Task(NamedTuple):
     card: Any = None
     tokenizer: Any = None
     companion: Any = None
+    exported: Callable[[Any], tuple[Any, Any]] | None = None
     beside: Callable[[str], Mapping[str, float]] = lambda split: {}
     evaluators: Mapping[str, Evaluate] = MappingProxyType({})
+    resident: Mapping[str, Any] = MappingProxyType({})
+
+    def saved(self, variables: Any) -> tuple[Any, Any]:
+        """What is saved of a run: the model's variables, and what stands beside them."""
+        return self.exported(variables) if self.exported else (variables, self.companion)
 
     def evaluator(self, split: str) -> Evaluate:
         return self.evaluators.get(split, self.evaluate)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 import zoo
 from train import evaluation, optim, step
@@ -111,12 +113,19 @@ def trained(
     evaluate: Evaluate,
     best: str,
     card: Card,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Task:
-    """The task of one pure loss of the parameters, under the bounds of the model's page (CLAMP)."""
+    """The task of one pure loss of the parameters, under the bounds of the model's page (CLAMP).
+
+    more: parameters besides the model's, by names that it has none of, as they begin (NumPy)."""
     cfg = setup.experiment
 
     def fresh(rng: jax.Array, batch: Batch) -> dict[str, Any]:
-        return dict(model.init(rng, *(x[:1] for x in inputs(batch))))
+        variables = model.init(rng, *(x[:1] for x in inputs(batch)))
+        return {
+            **variables,
+            "params": {**variables["params"], **jax.tree.map(jnp.asarray, dict(more))},
+        }
 
     shapes = jax.eval_shape(fresh, jax.random.key(0), setup.data.spec())
     optimizer = optim.optimizer(cfg.optim, shapes["params"], cfg.steps)

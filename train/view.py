@@ -93,11 +93,10 @@ class Newest:
         state = (found.state.variables(), found.state.extra.get("grid"))
         variables, grid = jax.device_put(parallel.whole(state), jax.local_devices()[0])
         task = self._run.task
+        variables, scene = task.saved(variables)
         if self._field is None:
-            return Field(
-                Renderer(task.model.apply, variables, task.companion.space, grid), found.step
-            )
-        self._field.renderer.renew(variables, grid)
+            return Field(Renderer(task.model.apply, variables, scene.space, grid), found.step)
+        self._field.renderer.renew(variables, grid, scene.space.background)
         return Field(self._field.renderer, found.step)
 
 

@@ -1,14 +1,17 @@
 """Views of one scene, opened: what `Views.open` gives to the trainer.
 
-    to train   {"ray" int32 [b], "colour" uint8 [b, c]}, drawn from all pixels of the training views
-    to judge   the same, every pixel of every view of a split in order, and "mask" float32 [b]
+    to train   {"slot" int32 [b]}, numbers from which a device draws rays (`Dataset.drawn`), or with
+               data.draw = "host" the rays, {"ray" int32 [b], "colour" uint8 [b, c]}: of all pixels
+               of the training views, with replacement
+    to judge   {"ray", "colour"} of every pixel of every view of a split in order, and
+               "mask" float32 [b]
 
 b: rays of this process · c: 3, or 4 with alpha. A ray is the number of its pixel, view by view and
 row by row; where it lies is computed on the device (`Dataset.pixels`).
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -51,14 +54,40 @@ class Dataset:
         own = pipeline.share(self.cfg, size, process_index, process_count)
         each = self.sides[0] * self.sides[1]
 
+        def slots(number: int) -> pipeline.Batch:
+            return {"slot": np.arange(size, dtype=np.int32)[own]}
+
         def draw(number: int) -> pipeline.Batch:
             rng = np.random.default_rng((self.cfg.seed, number))
             view, pixel = rng.choice(known, size), rng.integers(each, size=size)
             return self.take((view * each + pixel)[own])
 
+        how = slots if self.cfg.draw == "device" else draw
         return pipeline.drawn_stream(
-            draw, self.cfg, pipeline.Skips("train", len(known)), self.digest()
+            how, self.cfg, pipeline.Skips("train", len(known)), self.digest()
         )
+
+    def resident(self) -> dict[str, np.ndarray]:
+        """What a device draws from: the pixels of the training views, uint8 [pixels, c]."""
+        if self.cfg.draw == "host":
+            return {}
+        images = self.scene.images[self.scene.splits["train"]]
+        return {"pictures": images.reshape(-1, images.shape[-1])}
+
+    def drawn(self, batch: Mapping[str, jax.Array], key: jax.Array) -> Mapping[str, jax.Array]:
+        """A batch with the rays that its slots draw by a key, the same on any mesh; as it is where
+        it has rays. On the device."""
+        if "ray" in batch:
+            return batch
+        pictures, known = batch["pictures"], jnp.asarray(self.scene.splits["train"], jnp.int32)
+
+        def one(slot: jax.Array) -> jax.Array:
+            return jax.random.randint(jax.random.fold_in(key, slot), (), 0, len(pictures))
+
+        place = jax.vmap(one)(batch["slot"])
+        each = self.sides[0] * self.sides[1]
+        ray = known[place // each] * each + place % each
+        return {**batch, "ray": ray, "colour": pictures[place]}
 
     def digest(self) -> str:
         """Of pictures, cameras and what trains."""
@@ -75,6 +104,8 @@ class Dataset:
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global training batch."""
         b = self.cfg.batch_size
+        if self.cfg.draw == "device":
+            return {"slot": jax.ShapeDtypeStruct((b,), jnp.int32)}
         return {
             "ray": jax.ShapeDtypeStruct((b,), jnp.int32),
             "colour": jax.ShapeDtypeStruct((b, self.scene.images.shape[-1]), jnp.uint8),

@@ -25,7 +25,7 @@ class NeRF(Task):
     """The colours of rays through random pixels of all training views (Mildenhall et al., 2020,
     arXiv:2003.08934), with one of three ways to choose samples, `task.sampler`.
 
-    Batches are {"ray" int32 [b], "colour" uint8 [b, c]}. Reports `loss` and `psnr`; with an
+    Batches are those of `train.data.views`. Reports `loss` and `psnr`; with an
     occupancy grid also the share of the batch's `rays` that had room and their mean number of
     `samples`; with proposals their loss, `interlevel`, and `distortion`; in evaluations what
     `train.radiance` finds of whole views, and draws some. The best checkpoint is that of the
@@ -38,7 +38,9 @@ class NeRF(Task):
 
     sampler: Sampler = field(default_factory=Occupancy)
     loss: Literal["huber", "squared"] = "huber"
-    background: Literal["random", "scene"] = "random"  # behind what is transparent, in training
+    # Behind what is transparent, in training; "learned": one colour behind all, of opaque pictures.
+    background: Literal["random", "scene", "learned"] = "random"
+    refine: float = 0.0  # how fast cameras move, times optim.lr; 0: they are where they are said
     near: float = 0.05  # world units: nothing is nearer to a camera
     drawn: int = 4  # views of the sheet of an evaluation
     # With an occupancy grid:
@@ -56,7 +58,7 @@ class NeRF(Task):
         for key in ("room", "every", "groups", "anneal"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be positive")
-        for key in ("near", "whole", "prune", "distortion", "drawn"):
+        for key in ("near", "whole", "prune", "distortion", "drawn", "refine"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be 0 or more")
         if not 0 < self.decay < 1:
@@ -92,7 +94,12 @@ class NeRF(Task):
                 f"data.batch_size is {cfg.data.batch_size}: not a multiple of task.groups "
                 f"{self.groups}"
             )
-        if cfg.parallel.compiler == "pmap" and isinstance(self.sampler, Occupancy):
+        pmap = cfg.parallel.compiler == "pmap"
+        if pmap and isinstance(cfg.data, Views) and cfg.data.draw == "device":
+            raise ConfigError(
+                "parallel.compiler: pmap takes the rays that a host draws: --data.draw host, or jit"
+            )
+        if pmap and isinstance(self.sampler, Occupancy):
             raise ConfigError(
                 "parallel.compiler: the rays of all devices share task.room, which pmap cannot "
                 "see; use jit, with a group for each device (task.groups)"
@@ -106,13 +113,18 @@ class NeRF(Task):
         from zoo.nerf import samplers
 
         cfg, data = setup.experiment, setup.data
+        if self.background == "learned" and data.scene.images.shape[-1] == 4:
+            raise ConfigError(
+                f"task.background is learned, but the pictures of {cfg.data.source} are "
+                "transparent where nothing is: take random or scene"
+            )
         model = supervised.create(cfg.model, facts(self.sampler, cfg.model.name))
         space = space_of(self, data.scene)
         ask = partial(samplers.ask, model.apply, space=space)
-        evaluators = radiance.evaluators(data, ask, space, self.drawn)
+        evaluators = radiance.evaluators(self, data, ask, space)
 
         def inputs(batch: Any) -> Any:
-            places = jnp.full((len(batch["ray"]), 3), 0.5)
+            places = jnp.full((len(next(iter(batch.values()))), 3), 0.5)
             return places, places / jnp.linalg.norm(places, axis=1, keepdims=True)
 
         task = supervised.trained(
@@ -123,6 +135,7 @@ class NeRF(Task):
             evaluate=evaluators["validation"],
             best="psnr",
             card=supervised.card(setup, model),
+            more=radiance.besides(self, data),
         )
         height, width = data.sides
         companion = Scene(
@@ -135,7 +148,14 @@ class NeRF(Task):
             licence=data.scene.licence,
         )
         known = radiance.known(data)
-        task = task._replace(evaluators=evaluators, beside=known, companion=companion)
+        exported = partial(radiance.exported, self, companion)
+        task = task._replace(
+            evaluators=evaluators,
+            beside=known,
+            companion=companion,
+            exported=exported,
+            resident=data.resident(),
+        )
         return radiance.stepping(task, self, ask, space)
 
 

@@ -69,6 +69,30 @@ def select(cameras: Camera, index: Any) -> Camera:
     return jax.tree.map(lambda x: x[index], cameras)
 
 
+def moved(camera: Camera, turn: jax.Array, shift: jax.Array) -> Camera:
+    """The camera turned about its own place by rotation vectors `turn` [..., 3], radians, along its
+    own axes, and then shifted by `shift` [..., 3], world units. Differentiable, also at 0."""
+    place = camera.pose[..., 3] + shift
+    rotation = jnp.matmul(camera.pose[..., :3], _rotation(turn), precision="highest")
+    return camera._replace(pose=jnp.concatenate([rotation, place[..., None]], axis=-1))
+
+
+def _rotation(turn: jax.Array) -> jax.Array:
+    """Rodrigues' formula, I + sin θ / θ · K + (1 − cos θ) / θ² · K² with K v = turn × v,
+    [..., 3, 3]."""
+    squared = jnp.sum(turn * turn, axis=-1)[..., None, None]
+    small = squared < 1e-6  # there the series, whose next terms are below float32's rounding
+    angle = jnp.sqrt(jnp.where(small, 1, squared))
+    once = jnp.where(small, 1 - squared / 6, jnp.sin(angle) / angle)
+    twice = jnp.where(small, 0.5 - squared / 24, (1 - jnp.cos(angle)) / angle**2)
+    x, y, z = jnp.moveaxis(turn, -1, 0)
+    zero = jnp.zeros_like(x)
+    rows = [jnp.stack(row, axis=-1) for row in ((zero, -z, y), (z, zero, -x), (-y, x, zero))]
+    cross = jnp.stack(rows, axis=-2)
+    both = jnp.matmul(cross, cross, precision="highest")
+    return jnp.broadcast_to(jnp.eye(3), cross.shape) + once * cross + twice * both
+
+
 # ---- conventions ----
 
 

@@ -17,7 +17,7 @@ which a ray that passes the edge of something ends there. Hidden samples are for
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -151,11 +151,12 @@ def march(
     step: the length of a step in world units, √3/1024 of the unit cube in the paper; with a `cone`
     it is cone · t, but no shorter than `step` and no longer than a step of the widest level. A ray
     gets `steps` candidates at most: one that needs more takes longer steps, and one with more
-    samples than slots takes every so many-th, which then stands for the others too. key: places
-    within the steps, and which of them, are drawn; None: their middles. Samples carry no gradient.
+    samples than slots takes every so many-th, which then stands for the others too. key: the place
+    within its steps, and which of them, are drawn for each ray; None: their middles. Samples carry
+    no gradient.
     """
     t, delta = _candidates(near, far, steps, step, step * 2 ** (len(grid.density) - 1), cone, key)
-    cells, covered = _cells(grid, rays.at(t), delta)
+    cells, covered = _cells(grid, rays, t, delta)
     kept = covered & (delta > 0) & grid.occupied.reshape(-1)[cells]
     if slots is None:
         found = Samples(t, jnp.where(kept, delta, 0))
@@ -199,28 +200,36 @@ def _candidates(
     index = begin[:, None] + stride[:, None] * jnp.arange(steps + 1.0)[None]
     edges = jnp.clip(distance(index), near[:, None], far[:, None])
     delta = jnp.diff(edges, axis=1)
-    inside = 0.5 if key is None else jax.random.uniform(jax.random.fold_in(key, 0), delta.shape)
+    inside = jnp.array(0.5)
+    if key is not None:
+        inside = jax.random.uniform(jax.random.fold_in(key, 0), (len(near), 1))
     return edges[:, :-1] + inside * delta, delta
 
 
-def _cells(grid: Grid, points: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of points [..., 3] with steps delta [...]: flat cells [...], and whether any level has them.
+def _cells(grid: Grid, rays: Rays, t: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the places t [n, s] of rays, with steps delta: flat cells [n, s], and whether any level
+    has them.
 
-    The level is the finest that covers the point and whose cells are longer than the step.
+    The level is the finest that covers the place and whose cells are longer than the step.
     """
     levels, resolution = grid.density.shape[:2]
-    shape = points.shape
     centre, half = (grid.high + grid.low) / 2, (grid.high - grid.low) / 2
-    unit = (points - jnp.broadcast_to(centre, shape)) / jnp.broadcast_to(half, shape)
-    reach, side = jnp.abs(unit).max(axis=-1), 2 * half.min() / resolution
-    scales = 2.0 ** jnp.arange(levels)
-    beyond = jnp.searchsorted(scales, reach, method="compare_all")
-    shorter = jnp.searchsorted(side * scales, delta, side="right", method="compare_all")
-    level = jnp.minimum(jnp.maximum(beyond, shorter), levels - 1)
-    index = (unit / 2.0 ** level[..., None] + 1) / 2 * resolution
-    index = jnp.clip(index, 0, resolution - 1).astype(jnp.int32)
-    i, j, k = jnp.moveaxis(index, -1, 0)
-    return ((level * resolution + i) * resolution + j) * resolution + k, beyond < levels
+    # Axis by axis: XLA computes arrays that end in an axis of 3 several times as slowly.
+    origins, directions = (rays.origins - centre[None]) / half[None], rays.directions / half[None]
+    unit = [origins[:, i, None] + t * directions[:, i, None] for i in range(3)]
+    reach = reduce(jnp.maximum, map(jnp.abs, unit))
+    if levels == 1:
+        cells, covered = jnp.zeros(t.shape, jnp.int32), reach <= 1
+    else:
+        scales, side = 2.0 ** jnp.arange(levels), 2 * half.min() / resolution
+        beyond = jnp.searchsorted(scales, reach, method="compare_all")
+        shorter = jnp.searchsorted(side * scales, delta, side="right", method="compare_all")
+        cells = jnp.minimum(jnp.maximum(beyond, shorter), levels - 1)
+        unit, covered = [x / scales[cells] for x in unit], beyond < levels
+    for x in unit:
+        index = jnp.clip((x + 1) / 2 * resolution, 0, resolution - 1)
+        cells = cells * resolution + index.astype(jnp.int32)
+    return cells, covered
 
 
 def _compact(

@@ -52,15 +52,15 @@ SAMPLERS = {kind.__name__.lower(): kind for kind in (Occupancy, Hierarchical, Pr
 @dataclass(frozen=True)
 class Space:
     """low, high: corners of the box that holds the scene, or of the first of its cascades, world
-    units. unbounded: what lies beyond
-    the unit ball is contracted instead (Mip-NeRF 360, eq. 10), and the box says nothing. near:
-    nothing is nearer to a camera. background: "white" or "black", behind what is seen."""
+    units. unbounded: what lies beyond the unit ball is contracted instead (Mip-NeRF 360, eq. 10),
+    and the box says nothing. near: nothing is nearer to a camera. background: "white",
+    "black" or a colour in [0, 1], behind what is seen."""
 
     low: Corner = (-1.0, -1.0, -1.0)
     high: Corner = (1.0, 1.0, 1.0)
     unbounded: bool = False
     near: float = 0.05
-    background: str = "white"
+    background: str | Corner = "white"
     sampler: Sampler = field(default_factory=Occupancy)
 
 

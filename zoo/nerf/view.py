@@ -11,7 +11,7 @@ import numpy as np
 from zoo.nerf import samplers, volume
 from zoo.nerf.cameras import Camera, pixel_centres, rays
 from zoo.nerf.occupancy import Grid
-from zoo.nerf.scene import Occupancy, Space
+from zoo.nerf.scene import Corner, Occupancy, Space
 
 AT_ONCE = 4096  # rays
 POINTS = 2**16  # points
@@ -36,11 +36,13 @@ class Renderer:
             return samplers.ask(apply, variables, space)
 
         @jax.jit
-        def shown(variables: Any, grid: Grid | None, camera: Camera, pixels: jax.Array) -> Any:
-            found = samplers.shown(ask(variables), space, rays(camera, pixels), grid, background)
+        def shown(
+            variables: Any, grid: Grid | None, behind: jax.Array, camera: Camera, pixels: jax.Array
+        ) -> Any:
+            found = samplers.shown(ask(variables), space, rays(camera, pixels), grid, behind)
             return jnp.clip(found.colour, 0, 1), found.depth, found.opacity
 
-        background = backdrop(space.background)
+        self._behind = backdrop(space.background)
         self._shown = shown
         self._density = jax.jit(lambda variables, points: ask(variables).density(points))
         self._field = jax.jit(lambda variables, *where: ask(variables).field(*where))
@@ -53,15 +55,15 @@ class Renderer:
             )
             self._grid = settle(variables, jax.random.key(0))
 
-    def renew(self, variables: Any, grid: Grid | None) -> None:
+    def renew(self, variables: Any, grid: Grid | None, background: str | Corner) -> None:
         """The same field after more training: what was compiled for it stays."""
-        self._variables, self._grid = variables, grid
+        self._variables, self._grid, self._behind = variables, grid, backdrop(background)
 
     def view(self, camera: Camera, height: int, width: int) -> View:
         """What one camera sees, in a picture of height × width pixels."""
         pixels = np.asarray(pixel_centres(height, width)).reshape(-1, 2)
         one = jax.tree.map(jnp.asarray, camera)
-        look = partial(self._shown, self._variables, self._grid, one)
+        look = partial(self._shown, self._variables, self._grid, self._behind, one)
         colour, depth, opacity = in_chunks(look, AT_ONCE, pixels)
         sides = (height, width)
         return View(colour.reshape(*sides, 3), depth.reshape(sides), opacity.reshape(sides))
@@ -84,9 +86,11 @@ def renderer(model: Any, variables: Any, space: Space, *, grid: Grid | None = No
     return Renderer(model.apply, variables, space, grid)
 
 
-def backdrop(kind: str) -> jax.Array:
-    """The colour [3] behind what is shown: "white" or "black"."""
-    return volume.draw_background(kind, 1)[0]
+def backdrop(background: str | Corner) -> jax.Array:
+    """The colour [3] behind what is shown, as `Space` has it."""
+    if isinstance(background, str):
+        return volume.draw_background(background, 1)[0]
+    return jnp.asarray(background, jnp.float32)
 
 
 def in_chunks(function: Callable[..., Any], size: int, *rows: np.ndarray) -> Any:

@@ -52,34 +52,61 @@ class Packed(NamedTuple):
     delta: jax.Array
 
 
+def thin(samples: Samples, room: int, key: jax.Array) -> Samples:
+    """Samples [n, s] with every k-th slot used alone, which then stands for k; k: the whole number
+    of times that those used fill the `room`, and each ray begins at another slot.
+
+    So a step sees many rays in coarse steps while much may still be occupied, and as fine ones as
+    there are once little is. Samples behind one another must be a step apart, as those of
+    `occupancy.march` with all its slots are.
+    """
+    k = jnp.maximum(1, (samples.delta > 0).sum() // room)
+    n, s = samples.t.shape
+    shift = jax.random.randint(key, (n, 1), 0, 2**16)
+    taken = (jnp.arange(s)[None] + shift) % k == 0
+    return samples._replace(delta=jnp.where(taken, k * samples.delta, 0))
+
+
 def pack(samples: Samples, room: int) -> tuple[Packed, jax.Array]:
     """The first `room` used slots of samples [n, s], and which rays are whole, bool [n]: those
     behind the last that fits are not."""
     n, s = samples.t.shape
-    counted = _counted((samples.delta > 0).reshape(-1))
-    ends = counted.reshape(n, s)[:, -1]
+    used = samples.delta > 0
+    ends = jnp.cumsum(used.sum(axis=1))
     begins = jnp.pad(ends[:-1], (1, 0))
-    slot, there = _first(counted, room)
+    slot, there = _first(used.reshape(-1), room)
     t, delta = (x.reshape(-1)[slot] for x in (samples.t, samples.delta))
     place = jnp.arange(room) - begins[slot // s]
     return Packed(jnp.where(there, slot // s, n), place * there, t, delta * there), ends <= room
 
 
-def _counted(true: jax.Array) -> jax.Array:
-    """How many of bool [m] are true up to each, int32 [m]."""
-    # Products of matrices count as exactly as a running sum, in less time.
-    block = 128
-    rows = jnp.pad(true, (0, -len(true) % block)).reshape(-1, block).astype(jnp.float32)
-    within = jnp.matmul(rows, jnp.triu(jnp.ones((block, block))), precision="highest")
-    within = within.astype(jnp.int32)
-    before = jnp.cumsum(within[:, -1]) - within[:, -1]
-    return (within + before[:, None]).reshape(-1)[: len(true)]
+class _Found(NamedTuple):
+    """Where bool [m] is true: the first `room` places, int32 [room]; whether there are so many,
+    bool [room]."""
+
+    place: jax.Array
+    there: jax.Array
 
 
-def _first(counted: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
-    """Where a count [m] reaches 1, 2, … `room`, int32 [room], and whether it does."""
-    found = jnp.searchsorted(counted, jnp.arange(1, room + 1))
-    return jnp.minimum(found, len(counted) - 1), found < len(counted)
+def _first(true: jax.Array, room: int) -> _Found:
+    """Words of 32 bits are counted and searched, and then the bits of those found: as exact as a
+    running sum over all, in a fraction of the time."""
+    bits = jnp.pad(true, (0, -len(true) % 32)).reshape(-1, 32).astype(jnp.uint32)
+    words = jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32)[None], axis=1)
+    counted = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
+    wanted = jnp.arange(1, room + 1)
+    word = jnp.searchsorted(counted, wanted)
+    there = word < len(counted)
+    word = jnp.minimum(word, len(counted) - 1)
+    rest, rank = words[word], wanted - jnp.where(word > 0, counted[word - 1], 0)
+    bit = jnp.zeros_like(word)
+    for width in (16, 8, 4, 2, 1):  # is it in the lower half of what is left?
+        low = rest & jnp.uint32(2**width - 1)
+        count = jax.lax.population_count(low).astype(jnp.int32)
+        above = rank > count
+        rest, rank = jnp.where(above, rest >> width, low), jnp.where(above, rank - count, rank)
+        bit += jnp.where(above, width, 0)
+    return _Found(jnp.minimum(32 * word + bit, len(true) - 1), there)
 
 
 def render_packed(
@@ -120,7 +147,7 @@ def prune(
     sigma = jax.lax.stop_gradient(density(_asked(rays, samples)[0]))
     before = _before(_thickness(sigma, samples.delta), samples.place, longest)
     kept = (before >= opaque) & (samples.delta > 0)
-    slot, there = _first(_counted(kept), room)
+    slot, there = _first(kept, room)
     ray, place, t, delta = (x[slot] for x in samples)
     n = len(rays.origins)
     ends = jnp.cumsum(_by_ray(kept.astype(jnp.int32), samples, n))
