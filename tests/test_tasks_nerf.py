@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import zoo
 from tests.test_step import assert_agree
-from train import loop, radiance
+from train import loop, novelviews, radiance
 from train.config import (
     ConfigError,
     Experiment,
@@ -199,6 +199,9 @@ def test_rays_without_room_do_not_count(folder):
 def test_where_all_may_be_occupied_rays_take_coarser_steps(folder):
     _, [shown] = steps(experiment(folder, task=NeRF(SMALL_GRID, room=128, drawn=1)), 1)
     assert shown["rays"] > 0.6 and shown["samples"] < SMALL_GRID.steps / 2
+    task = NeRF(SMALL_GRID, room=128, thin=False, drawn=1)
+    _, [shown] = steps(experiment(folder, task=task), 1)
+    assert shown["rays"] < 0.3 and shown["samples"] > SMALL_GRID.steps / 2
 
 
 def test_the_grid_forgets_what_is_empty_and_keeps_what_is_not(folder):
@@ -350,7 +353,7 @@ def test_an_evaluation_is_what_a_renderer_shows_view_by_view(model, sampler, fol
         renderer.view(cameras.select(scene.cameras, i), SIDE, SIDE) for i in scene.splits["test"]
     ]
     truth = [
-        radiance.composed(scene.images[i], np.ones(3, np.float32)) for i in scene.splits["test"]
+        novelviews.composed(scene.images[i], np.ones(3, np.float32)) for i in scene.splits["test"]
     ]
     each = [
         peak_signal_noise_ratio(t, s.colour, data_range=1.0)
@@ -372,6 +375,31 @@ def test_an_evaluation_is_what_a_renderer_shows_view_by_view(model, sampler, fol
     off = np.abs(np.stack([s.depth for s in shown]) - np.where(both, true, 0))[both]
     assert found["depth_error"] == pytest.approx(off.mean(), rel=0.05)
     assert drawn["views"].shape == (2 * SIDE, 4 * SIDE, 3) and drawn["views"].dtype == np.uint8
+
+
+def test_lpips_is_reported_where_its_weights_are_given(folder, tmp_path):
+    model = zoo.create("lpips_alex", widths=(8, 8, 8, 8, 8))
+    variables = zoo.init(model, jax.random.key(0))
+    zoo.save(model, variables, tmp_path / "weights")
+    cfg = experiment(folder, data=Views(size=32, samples=1, views=(4, 2, 2), cache=str(folder)))
+    task = replace(cfg.task, drawn=2, lpips=str(tmp_path / "weights"))
+    run = loop.prepare(replace(cfg, task=task))
+    batches, _ = run.data.evaluate("test")
+    found, drawn = run.task.evaluator("test")(run.first(), map(run.put, batches))
+    tiles = np.float32(drawn["views"].reshape(2, 32, 4, 32, 3) / 255)
+    truth, ours = tiles[:, :, 0], tiles[:, :, 1]
+    wanted = float(np.mean(model.apply(variables, truth, ours)))
+    assert wanted > 0 and found["lpips"] == pytest.approx(wanted, rel=0.05)  # of eight bits
+    other = zoo.create("resnet20")
+    zoo.save(other, zoo.init(other, jax.random.key(0)), tmp_path / "other")
+    small = experiment(folder)
+    for wrong, path, message in (
+        (cfg, "nowhere", "task.lpips = 'nowhere'"),
+        (cfg, str(tmp_path / "other"), "holds a resnet, not weights of LPIPS"),
+        (small, str(tmp_path / "weights"), "pictures of 16×16 are too small for its alex"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            loop.prepare(replace(wrong, task=replace(wrong.task, lpips=path)))
 
 
 def test_skipping_empty_space_does_not_change_a_picture(folder):
@@ -400,13 +428,13 @@ def test_known_numbers_stand_beside(folder):
     beside, scene = run.task.beside("test"), run.data.scene
     blank, nearest = [], []
     for i in scene.splits["test"]:
-        truth = radiance.composed(scene.images[i], np.ones(3))
+        truth = novelviews.composed(scene.images[i], np.ones(3))
         blank.append(peak_signal_noise_ratio(truth, np.ones_like(truth), data_range=1.0))
         away = {
             j: np.linalg.norm(scene.cameras.pose[i, :, 3] - scene.cameras.pose[j, :, 3])
             for j in scene.splits["train"]
         }
-        other = radiance.composed(scene.images[min(away, key=lambda j: away[j])], np.ones(3))
+        other = novelviews.composed(scene.images[min(away, key=lambda j: away[j])], np.ones(3))
         nearest.append(peak_signal_noise_ratio(truth, other, data_range=1.0))
     assert beside["psnr_blank"] == pytest.approx(np.mean(blank), abs=1e-4)
     assert beside["psnr_nearest"] == pytest.approx(np.mean(nearest), abs=1e-4)
@@ -419,8 +447,8 @@ def test_depths_are_compared_where_both_see_something():
     opacity[4:8, 4:12] = opacity[0, 0] = 1.0
     blank = np.zeros((16, 16, 3))
     depth = np.where(opacity > 0, 2.25, 7.0)
-    view = radiance.Shown(blank, blank, depth, opacity, np.isfinite(distance), distance)
-    off = radiance.judged(view).off
+    view = novelviews.Shown(blank, blank, depth, opacity, np.isfinite(distance), distance)
+    off = novelviews.judged(view).off
     assert len(off) == 32 and off == pytest.approx(0.25)
 
 

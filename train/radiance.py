@@ -3,9 +3,8 @@
 n rays of a batch · v views of a split, h × w pixels each · c channels, 3 or 4 with alpha.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,19 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from einops import rearrange
-from skimage.metrics import structural_similarity
 
-from train import parallel, pictures
 from train.data.views import Dataset
-from train.metrics import psnr
-from train.state import Batch, Evaluate, State, Task
+from train.state import Batch, State, Task
 from train.step import Loss, Update
 from zoo.nerf import occupancy, proposal, samplers, sampling, volume
 from zoo.nerf.cameras import Camera, Rays, moved, rays, select
 from zoo.nerf.occupancy import Grid
 from zoo.nerf.samplers import Asked
 from zoo.nerf.scene import Hierarchical, Occupancy, Proposals, Sampler, Scene, Space
-from zoo.nerf.view import backdrop
 
 DELTA = 0.1  # of the Huber loss: where it turns from squared to absolute
 ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -36,7 +31,6 @@ ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 GRID = 2**31 - 1  # no step: what the grid's randomness is folded from
 CAMERAS, BACKGROUND = "cameras", "background"  # parameters besides the model's
 MOVES = ("turn", "shift")
-SEEN = 0.5  # the opacity from which a pixel has a depth
 Ask = Callable[[Any], Asked]  # of the variables
 
 
@@ -123,7 +117,8 @@ def from_occupied(
 
     def learn(rays: Rays, samples: Any, background: jax.Array) -> Any:
         asked_for = max(cfg.prune, 1) * room
-        packed, whole = volume.pack(volume.thin(samples, asked_for, thin), asked_for)
+        taken = volume.thin(samples, asked_for, thin) if cfg.thin else samples
+        packed, whole = volume.pack(taken, asked_for)
         if cfg.prune:
             packed, fits = volume.prune(asked.density, rays, packed, room, longest=longest)
             whole &= fits
@@ -256,152 +251,3 @@ def stepping(task: Task, cfg: Any, ask: Ask, space: Space) -> Task:
     if not isinstance(space.sampler, Occupancy):
         return task._replace(update=update)
     return task._replace(init=init, update=renewing_grid(update, cfg, ask, space))
-
-
-# ---- judging ----
-
-
-class Shown(NamedTuple):
-    """One view, NumPy: colour and truth [h, w, 3], depth and opacity [h, w]; solid [h, w]: where
-    something is; distance [h, w]: its true depth, or None."""
-
-    colour: np.ndarray
-    truth: np.ndarray
-    depth: np.ndarray
-    opacity: np.ndarray
-    solid: np.ndarray
-    distance: np.ndarray | None
-
-
-class Judged(NamedTuple):
-    """psnr, ssim: of a view. squares: of the errors of its `solid` pixels, [3 · solid]; off: how
-    far depths are from the truth, [pixels where both see something]."""
-
-    psnr: float
-    ssim: float
-    squares: np.ndarray
-    off: np.ndarray
-
-
-def evaluators(task: Any, data: Dataset, ask: Ask, space: Space) -> dict[str, Evaluate]:
-    """split → its `evaluate`. task: a `train.tasks.nerf.NeRF`; `task.drawn` views make a sheet.
-
-    Finds `psnr`, the mean over views, `psnr_min`, the lowest of a view, `psnr_foreground`, over the
-    pixels that show something, `ssim` (Wang et al., 2004, with their Gaussian window), and, where
-    the truth is known, `depth_error`: the mean distance to it where both see something, world
-    units; where nothing is seen yet, of all that is to be seen.
-    """
-
-    kind = "learned" if task.background == "learned" else data.scene.background
-
-    @jax.jit
-    def shown(variables: Any, grid: Grid | None, batch: Batch) -> Any:
-        rows = seen(data, batch, kind, learned=in_units(task, variables["params"]))
-        found = samplers.shown(ask(variables), space, rows.rays, grid, rows.background)
-        return jnp.clip(found.colour, 0, 1), rows.colour, found.depth, found.opacity
-
-    def evaluate(split: str, state: State, batches: Iterable[Batch]) -> Any:
-        look = partial(shown, state.variables(), state.extra.get("grid"))
-        views = data.scene.splits[split]
-        chosen = set(
-            np.linspace(0, len(views) - 1, min(task.drawn, len(views))).astype(int).tolist()
-        )
-        found, rows = [], []
-        whole = (parallel.whole((*look(batch), batch["mask"])) for batch in batches)
-        for i, view in enumerate(by_view(data, views, whole)):
-            found.append(judged(view))
-            if i in chosen:
-                rows.append(row_of(view))
-        return summary(found), {"views": pictures.tiles(rows)} if rows else {}
-
-    return {split: partial(evaluate, split) for split in ("validation", "test")}
-
-
-def by_view(data: Dataset, views: np.ndarray, rows: Iterable[Any]) -> Iterator[Shown]:
-    """Whole views out of batches of rays; no more of them than needed are kept."""
-    (h, w), scene = data.sides, data.scene
-    left: list[np.ndarray] = []
-    numbers = iter(views)
-    for *found, mask in rows:
-        found = [x[mask > 0] for x in found]
-        left = [np.concatenate(pair) for pair in zip(left, found, strict=True)] if left else found
-        while left and len(left[0]) >= h * w:
-            own = [x[: h * w].reshape(h, w, *x.shape[1:]) for x in left]
-            left, view = [x[h * w :] for x in left], next(numbers)
-            distance = None if scene.depth is None else scene.depth[view]
-            colour, truth, depth, opacity = own
-            solid = solid_of(scene.images[view], distance)
-            yield Shown(colour, truth, depth, opacity, solid, distance)
-
-
-def solid_of(image: np.ndarray, distance: np.ndarray | None) -> np.ndarray:
-    """Where a picture [h, w, c] shows something, bool [h, w], as far as that is known."""
-    if image.shape[-1] == 4:
-        return image[..., 3] > 0
-    return np.ones(image.shape[:2], bool) if distance is None else np.isfinite(distance)
-
-
-def judged(view: Shown) -> Judged:
-    alike: Any = structural_similarity(
-        view.truth,
-        view.colour,
-        channel_axis=2,
-        data_range=1.0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-    )
-    squares = ((view.colour - view.truth)[view.solid].astype(np.float64) ** 2).reshape(-1)
-    off = np.zeros(0)
-    if view.distance is not None:
-        there = np.isfinite(view.distance)
-        both = there & (view.opacity > SEEN)
-        both = both if both.any() else there
-        off = np.abs(view.depth[both].astype(np.float64) - view.distance[both])
-    return Judged(psnr(view.colour, view.truth), float(alike), squares, off)
-
-
-def summary(views: Sequence[Judged]) -> dict[str, float]:
-    squares, off = (np.concatenate(x) for x in ([v.squares for v in views], [v.off for v in views]))
-    metrics = {
-        "psnr": float(np.mean([view.psnr for view in views])),
-        "psnr_min": float(np.min([view.psnr for view in views])),
-        "ssim": float(np.mean([view.ssim for view in views])),
-    }
-    if len(squares):
-        metrics["psnr_foreground"] = psnr(np.sqrt(squares), np.zeros(()))
-    return metrics | ({"depth_error": float(off.mean())} if len(off) else {})
-
-
-def row_of(view: Shown) -> list[np.ndarray]:
-    """Truth, what is rendered, its error four times as bright, and its depth."""
-    error = np.clip(4 * np.abs(view.colour - view.truth), 0, 1)
-    return [view.truth, view.colour, error, pictures.depth(view.depth, view.opacity > SEEN)]
-
-
-def known(data: Dataset) -> Callable[[str], Mapping[str, float]]:
-    """split → what a picture of the background alone reaches, and the nearest training view."""
-
-    @cache
-    def of(split: str) -> Mapping[str, float]:
-        views, cameras = data.scene.splits[split], data.scene.cameras
-        background = np.asarray(backdrop(data.scene.background))
-        places = cameras.pose[:, :, 3]
-        training = data.scene.splits["train"]
-        blank, nearest = [], []
-        for view in views:
-            truth = composed(data.scene.images[view], background)
-            away = np.linalg.norm(places[training] - places[view], axis=1)
-            other = composed(data.scene.images[training[np.argmin(away)]], background)
-            blank.append(psnr(np.broadcast_to(background, truth.shape), truth))
-            nearest.append(psnr(other, truth))
-        return {"psnr_blank": float(np.mean(blank)), "psnr_nearest": float(np.mean(nearest))}
-
-    return of
-
-
-def composed(image: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, c] over a background [3]: float32 [h, w, 3]."""
-    colour = image.astype(np.float32) / 255
-    alpha = colour[..., 3:] if image.shape[-1] == 4 else np.float32(1)
-    return alpha * colour[..., :3] + (1 - alpha) * background

@@ -6,7 +6,8 @@
 Cost: the test views drawn from the trained weights with the grid and with every cell asked, against
 the truth: PSNR of both. Gain: rays a second of training updates whose steps all fit into `room`,
 with the trained grid and with every cell occupied; the two sides run in turns, in one process, each
-after updates that are not counted. With every cell occupied a ray needs a slot for each step.
+after updates that are not counted. Neither takes coarser steps where its samples would fill the
+room (`task.thin`): with every cell occupied a ray needs a sample for each step.
 Prints one JSON object.
 """
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # so what follows is imported below it (E402)
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from train import loop, radiance, serialise  # noqa: E402
+from train import loop, novelviews, serialise  # noqa: E402
 from zoo.nerf import samplers  # noqa: E402
 from zoo.nerf.cameras import select  # noqa: E402
 from zoo.nerf.view import Renderer  # noqa: E402
@@ -55,10 +56,10 @@ def pictures(run: Any, state: Any, views: int) -> dict[str, float]:
     }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for view in scene.splits["test"][:views]:
-        truth = radiance.composed(scene.images[view], np.ones(3, np.float32))
+        truth = novelviews.composed(scene.images[view], np.ones(3, np.float32))
         for name, renderer in sides.items():
             shown = renderer.view(select(scene.cameras, view), *truth.shape[:2])
-            found[name].append(radiance.psnr(shown.colour, truth))
+            found[name].append(novelviews.psnr(shown.colour, truth))
     means = {f"psnr_{name}": statistics.mean(values) for name, values in found.items()}
     return means | {"psnr_difference": means["psnr_with_grid"] - means["psnr_without"]}
 
@@ -66,16 +67,16 @@ def pictures(run: Any, state: Any, views: int) -> dict[str, float]:
 def throughput(run: Any, state: Any, rounds: int, steps: int) -> dict[str, float]:
     """Rays a second that a training update learns from: median of the rounds."""
     cfg = run.cfg
-    how = cfg.task.sampler
+    how, task = cfg.task.sampler, replace(cfg.task, thin=False, every=10**9)
     sides = {}
     for name in ("with_grid", "without"):
         own, grid = cfg, state.extra["grid"]
         if name == "without":
             dense = replace(how, slots=how.steps)
-            own = replace(cfg, task=replace(cfg.task, sampler=dense, every=10**9))
+            own = replace(cfg, task=replace(task, sampler=dense))
             grid = grid._replace(occupied=np.ones(grid.occupied.shape, bool))
         else:
-            own = replace(cfg, task=replace(cfg.task, every=10**9))
+            own = replace(cfg, task=task)
         side = loop.prepare(own)
         # Its own copy: an update consumes the state that it is given. No step is due at step 1.
         first = jax.tree.map(lambda x: x.copy(), state.replace(rng=state.rng))

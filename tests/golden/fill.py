@@ -56,6 +56,11 @@ def linen_kernel(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return _normal(rng, shape) / np.sqrt(np.float32(math.prod(shape[:-1])))
 
 
+def positive_kernel(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Of the weights of LPIPS none is below 0."""
+    return np.abs(kernel(rng, shape))
+
+
 def scale(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return 1 + small(rng, shape)
 
@@ -83,6 +88,7 @@ KINDS: tuple[tuple[str, Draw], ...] = (
     (r".*(running_var|_riv_0)", variance),
     (r".*(running_mean|_rm_0)", small),
     (r".*(bias|_b_0)", small),
+    (r"lin\d\.model\.1\.weight", positive_kernel),
     (r".*patch_embedding\.weight", kernel),
     (r".*(embeddings?|embed_tokens|wte|wpe)\.weight", embedding),
     (r"(.*[./])?((cls|mask|reg|register|dist|distillation)_tokens?|cls)", embedding),

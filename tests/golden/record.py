@@ -16,7 +16,7 @@ The libraries do not all fit into one environment: cases whose library is absent
 left out by name, so run this once in each of (Python 3.11, where torch is a CPU build)
 
     pip install torch==2.13.0 transformers==5.23.0 onnx==1.23.2 onnxruntime==1.31.1
-    pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0
+    pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 open-clip-torch==3.3.0 lpips==0.1.4
     pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2      # for "flax" and "bert_flax" alone
     pip install flax==0.12.8 jax==0.10.2                          # for Google's JAX code
 
@@ -45,6 +45,8 @@ An npz holds, with images and hidden states as [b, h, w, c] in float32:
     representation                [b, c]
     image, text, pairs, logits    of a pair of towers: embeddings [b, e] of length 1, logits of what
                                   belongs together [b], and of all with all [b, b]
+    distances                     [b], of a model of pairs of pictures: `image` and `other` in meta
+    grad/NAME, grad/image         gradients of the sum of distances
     labels, loss, grad/NAME, stats/NAME    of one step in training mode: mean cross-entropy over
                                   the labels that are not −1 (or the loss that `meta` names), its
                                   gradients, and the running statistics after the step
@@ -74,6 +76,7 @@ PIP = {
     "torchvision": "pip install torch==2.13.0 torchvision==0.28.0",
     "timm": "pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31",
     "open_clip": "pip install torch==2.13.0 torchvision==0.28.0 open-clip-torch==3.3.0",
+    "lpips": "pip install torch==2.13.0 torchvision==0.28.0 lpips==0.1.4",
     "flax": "pip install transformers==4.57.6 flax==0.10.7 jax==0.6.2",
     "vit_jax": "git clone https://github.com/google-research/vision_transformer",
     "big_vision": "git clone https://github.com/google-research/big_vision",

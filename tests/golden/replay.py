@@ -86,10 +86,11 @@ class Case:
     @property
     def inputs(self) -> dict[str, jax.Array]:
         """What a model takes, by keyword: text, or images, and for a masked model what of them is
-        hidden; a pair of towers takes both."""
+        hidden; a pair of towers takes both, and one of distances two images."""
         text = {key: x for key, x in self.recorded.items() if key.startswith("inputs/")}
         text = {key.removeprefix("inputs/"): jnp.asarray(x) for key, x in text.items()}
-        images = {"image": self.image} if "image" in self.meta else {}
+        drawn = {key: self.meta[key] for key in ("image", "other") if key in self.meta}
+        images = {key: jnp.asarray(image(name, tuple(n))) for key, (name, n) in drawn.items()}
         masked = "mask" in self.recorded
         mask = {"mask": jnp.asarray(self.recorded["mask"])} if masked else {}
         return {**images, **mask, **text}
@@ -132,7 +133,10 @@ def check(differences: Mapping[str, float], bound: float) -> None:
 
 def measure(case: Case) -> list[Measured]:
     """Every difference of a case, of the hidden states first, in the order of the layers."""
-    return measure_training(case) if "labels" in case.recorded else measure_evaluation(case)
+    if "labels" in case.recorded:
+        return measure_training(case)
+    differentiated = any(key.startswith("grad/") for key in case.recorded)
+    return measure_evaluation(case) + (measure_gradients(case) if differentiated else [])
 
 
 def check_case(case: Case) -> None:
@@ -166,7 +170,7 @@ def measure_evaluation(case: Case) -> list[Measured]:
 
 
 REDUCTIONS = {"hidden": lambda x: x, "mean": lambda x: x.mean((1, 2))}
-OUTPUTS = {"logits", "representation"}  # of a model with and without classes
+OUTPUTS = {"logits", "representation", "distances"}  # of a model with and without classes; of pairs
 
 
 def outputs(case: Case, model: Any, variables: Any, output: Any) -> dict[str, jax.Array]:
@@ -178,6 +182,21 @@ def outputs(case: Case, model: Any, variables: Any, output: Any) -> dict[str, ja
     image, text, pairs = output
     logits = model.apply(variables, image, text, method="similarity")
     return {"image": image, "text": text, "pairs": pairs, "logits": logits}
+
+
+def measure_gradients(case: Case) -> list[Measured]:
+    """Of the sum of what a model in evaluation mode returns, by the first image and by all
+    parameters."""
+    model, variables, inputs = case.model(), case.variables(case.model()), case.inputs
+
+    def total(params: Any, first: jax.Array) -> jax.Array:
+        return model.apply({**variables, "params": params}, **{**inputs, "image": first}).sum()
+
+    params, first = jax.jit(jax.grad(total, (0, 1)))(variables["params"], inputs["image"])
+    theirs = foreign(case.table(model), tree.flatten({"params": params}))
+    found = compare({**theirs, "image": np.asarray(first)}, case.recorded, "grad/")
+    assert found.keys() == {*theirs, "image"}, "not everything was recorded"
+    return [Measured("gradients", name, error) for name, error in found.items()]
 
 
 def measure_training(case: Case) -> list[Measured]:

@@ -28,7 +28,7 @@ class NeRF(Task):
     Batches are those of `train.data.views`. Reports `loss` and `psnr`; with an
     occupancy grid also the share of the batch's `rays` that had room and their mean number of
     `samples`; with proposals their loss, `interlevel`, and `distortion`; in evaluations what
-    `train.radiance` finds of whole views, and draws some. The best checkpoint is that of the
+    `train.novelviews` finds of whole views, and draws some. The best checkpoint is that of the
     highest validation `psnr`. A config chooses the sampler; the command line changes its numbers,
     `--task.sampler.slots 64`.
     """
@@ -43,11 +43,13 @@ class NeRF(Task):
     refine: float = 0.0  # how fast cameras move, times optim.lr; 0: they are where they are said
     near: float = 0.05  # world units: nothing is nearer to a camera
     drawn: int = 4  # views of the sheet of an evaluation
+    lpips: str | None = None  # a file with weights of LPIPS: evaluations report it, too
     # With an occupancy grid:
     room: int = 2**18  # samples of a step
     every: int = 16  # steps between updates of the grid
     whole: int = 256  # steps in which an update asks about all cells
     decay: float = 0.95  # of a cell's density from update to update
+    thin: bool = True  # what would fill the room twice and more is sampled in coarser steps
     prune: int = 0  # k: of k · room samples the hidden ones are left out first; 0: they stay
     groups: int = 1  # of rays that share the room; one for each device spares them each other's
     # With proposals:
@@ -109,7 +111,7 @@ class NeRF(Task):
         # Imported here, because options are listed and checked without jax.
         import jax.numpy as jnp
 
-        from train import radiance, supervised
+        from train import novelviews, radiance, supervised
         from zoo.nerf import samplers
 
         cfg, data = setup.experiment, setup.data
@@ -121,7 +123,7 @@ class NeRF(Task):
         model = supervised.create(cfg.model, facts(self.sampler, cfg.model.name))
         space = space_of(self, data.scene)
         ask = partial(samplers.ask, model.apply, space=space)
-        evaluators = radiance.evaluators(self, data, ask, space)
+        evaluators = novelviews.evaluators(self, data, ask, space)
 
         def inputs(batch: Any) -> Any:
             places = jnp.full((len(next(iter(batch.values()))), 3), 0.5)
@@ -147,7 +149,7 @@ class NeRF(Task):
             splits=data.scene.splits,
             licence=data.scene.licence,
         )
-        known = radiance.known(data)
+        known = novelviews.known(data)
         exported = partial(radiance.exported, self, companion)
         task = task._replace(
             evaluators=evaluators,

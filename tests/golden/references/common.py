@@ -96,7 +96,7 @@ def evaluate(
     masked = {"bool_masked_pos": torch.from_numpy(drawn["mask"])} if drawn else {}
     pool = {} if reference.pool is None else {"pooled": reference.pool}
     model, seen = watched(reference, {**reference.parts, **pool})
-    output = result(model(_nchw(x), **reference.inputs, **masked))
+    output = result(model(nchw(x), **reference.inputs, **masked))
     pooled = {name: seen.pop(name).flatten(1) for name in pool}
     hidden = (
         {f"hidden/{name}": value for name, value in seen.items()}
@@ -104,7 +104,7 @@ def evaluate(
         else {f"mean/{name}": value.mean((1, 2)) for name, value in seen.items()}
     )
     named = {_output_name(reference): output}
-    outputs = _float32({**hidden, **pooled, **named})
+    outputs = float32({**hidden, **pooled, **named})
     return {"meta": header, "input": x, **drawn, **outputs}
 
 
@@ -118,7 +118,7 @@ def evaluate_tokens(
     output = model(**reference.call(inputs))
     name = "representation" if hasattr(output, "last_hidden_state") else "logits"
     hidden = {f"hidden/{part}": value for part, value in seen.items()}
-    return {"meta": header, **_stored(inputs), **_float32({**hidden, name: result(output)})}
+    return {"meta": header, **_stored(inputs), **float32({**hidden, name: result(output)})}
 
 
 def train_tokens(
@@ -140,7 +140,7 @@ def train_tokens(
     )
     loss.backward()
     grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
-    outputs = _float32({"logits": logits, "loss": loss, **grads})
+    outputs = float32({"logits": logits, "loss": loss, **grads})
     return {"meta": header, **_stored(inputs), "labels": y, **outputs}
 
 
@@ -169,12 +169,12 @@ def train(build: Callable[[], Reference], size: Size, case: str) -> Recording:
     y = labels(case, size[0], reference.config["num_classes"])
     header = reference.meta(case, x.shape)
     model = deterministic(reference.model).train()
-    logits = result(model(_nchw(x), **reference.inputs))
+    logits = result(model(nchw(x), **reference.inputs))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
     loss.backward()
     stats = {f"stats/{name}": b for name, b in model.named_buffers() if b.is_floating_point()}
     grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
-    outputs = _float32({"logits": logits, "loss": loss, **grads, **stats})
+    outputs = float32({"logits": logits, "loss": loss, **grads, **stats})
     return {"meta": header, "input": x, "labels": y, **outputs}
 
 
@@ -206,10 +206,10 @@ def evaluate_pairs(
     reference, x, inputs = build(), image(case, (*size, 3)), draw(case)
     header = reference.meta(case, x.shape)
     model, seen = watched(reference, reference.parts)
-    found = run(model, _nchw(x), **reference.call(inputs), **reference.inputs)
+    found = run(model, nchw(x), **reference.call(inputs), **reference.inputs)
     found["pairs"] = found["logits"].diagonal()
     hidden = {f"hidden/{part}": value for part, value in seen.items()}
-    outputs = _float32({**hidden, **{name: x for name, x in found.items() if name != "loss"}})
+    outputs = float32({**hidden, **{name: x for name, x in found.items() if name != "loss"}})
     return {"meta": header, **_stored(inputs), **outputs}
 
 
@@ -226,13 +226,13 @@ def train_pairs(
     reference, x, inputs = build(), image(case, (*size, 3)), draw(case)
     header = reference.meta(case, x.shape, loss=loss)
     model = deterministic(reference.model).train()
-    found = run(model, _nchw(x), **reference.call(inputs), **reference.inputs)
+    found = run(model, nchw(x), **reference.call(inputs), **reference.inputs)
     found["loss"].backward()
     kept = model.state_dict()
     buffers = {n: b for n, b in model.named_buffers() if n in kept and b.is_floating_point()}
     stats = {f"stats/{name}": b for name, b in buffers.items()}
     grads = {f"grad/{name}": g for name, g in gradients(reference).items()}
-    outputs = _float32({key: found[key] for key in ("logits", "loss")} | grads | stats)
+    outputs = float32({key: found[key] for key in ("logits", "loss")} | grads | stats)
     return {"meta": header, **_stored(inputs), "labels": np.arange(len(x)), **outputs}
 
 
@@ -260,7 +260,7 @@ def deterministic(model: Any) -> Any:
     return model.double()
 
 
-def _nchw(x: np.ndarray) -> Any:
+def nchw(x: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(x).movedim(-1, 1).contiguous().double()
@@ -271,7 +271,7 @@ def _channels_last(output: Any) -> Any:
     return output.movedim(1, -1) if output.ndim != 3 else output
 
 
-def _float32(tensors: Mapping[str, Any]) -> Recording:
+def float32(tensors: Mapping[str, Any]) -> Recording:
     return {name: t.detach().float().numpy() for name, t in tensors.items()}
 
 
