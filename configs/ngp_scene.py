@@ -31,6 +31,6 @@ def experiment() -> Experiment:
         ),
         optim=Optim("adamw", lr=2e-2, final=0.03, b2=0.99, eps=1e-15),
         steps=9500,
-        evaluate_every=9500,
+        evaluate_every=2500,
         log_every=100,
     )
