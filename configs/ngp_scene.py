@@ -22,7 +22,8 @@ def experiment() -> Experiment:
         task=NeRF(
             sampler=Occupancy(resolution=64, steps=256, slots=128),
             loss="squared",
-            background="scene",
+            background="random",
+            sparsity=1e-3,
             room=8192,
             prune=4,
             every=50,
@@ -30,7 +31,7 @@ def experiment() -> Experiment:
             decay=0.8,
         ),
         optim=Optim("adamw", lr=2e-2, final=0.03, b2=0.99, eps=1e-15),
-        steps=9500,
+        steps=9000,
         evaluate_every=2500,
         log_every=100,
     )

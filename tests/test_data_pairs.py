@@ -262,6 +262,25 @@ def test_like_captions_go_on_where_a_stream_stood_and_are_shared_by_processes():
     np.testing.assert_array_equal(found, next(data.train())["index"])
 
 
+def test_words_are_left_out_by_their_share_in_order_and_never_all():
+    words = "a b c d e f g h i j".split()
+    rng = np.random.default_rng(0)
+    found = [pairs.without_some(" ".join(words), 0.3, rng).split() for _ in range(2000)]
+    assert all(row == sorted(set(row)) and row for row in found)
+    counts = Counter(word for row in found for word in row)
+    assert all(abs(counts[word] / 2000 - 0.7) < 0.05 for word in words)
+    alone = [pairs.without_some("x y", 0.99, rng) for _ in range(100)]
+    assert {*alone} >= {"x", "y"} and "" not in alone
+
+
+def test_words_are_left_out_in_training_alone():
+    plain, data = GLYPHS.open(), replace(GLYPHS, forget=0.5).open()
+    words = [(next(d.train())["tokens"] > 0).sum(axis=1) for d in (plain, data)]
+    assert words[1].mean() < 0.8 * words[0].mean()
+    ours, theirs = (next(iter(d.evaluate("validation")[0]))["tokens"] for d in (plain, data))
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_fewer_examples_than_are_to_come_together_are_refused(data):
     few = captions.Examples(data.source.splits["train"].views[:3])
     how = {"read": data.read, "tour": np.arange(3), "together": 4}
@@ -624,6 +643,7 @@ def test_pictures_that_are_missing_are_counted(tmp_path):
         ({"length": 0}, "data.length is 0"),
         ({"alike": 0}, "data.alike is 0, but must divide data.batch_size, 128"),
         ({"alike": 3}, "data.alike is 3, but must divide data.batch_size, 128"),
+        ({"forget": 1.0}, "data.forget is 1.0, but must be in"),
         ({"mean": (0.1, 0.2)}, "data.mean is"),
         ({"augment": ("flop",)}, "did you mean 'flip'"),
     ],

@@ -302,6 +302,23 @@ def test_cameras_that_are_refined_find_back_to_their_places(folder):
     np.testing.assert_array_equal(scene.cameras.pose[still], said.pose[still])
 
 
+def test_sparsity_empties_what_nothing_else_speaks_for():
+    """Its gradient is that of the opacity of a hundredth of the diagonal, at even places."""
+    space = Space(low=(-1, -1, -1), high=(1, 1, 1), sampler=SMALL_GRID)
+    length = 12**0.5 / 100
+
+    def of(sigma, key):
+        left = lambda points: jnp.where(points[:, 0] < 0, sigma, 0)  # noqa: E731
+        asked = samplers.Asked(None, None, left, [])  # type: ignore[arg-type]
+        return radiance.opacity_anywhere(asked, space, key)
+
+    keys = jax.random.split(jax.random.key(0), 50)
+    value, slope = jax.vmap(jax.value_and_grad(of), (None, 0))(3.0, keys)
+    np.testing.assert_allclose(value.mean(), (1 - np.exp(-3 * length)) / 2, rtol=0.02)
+    np.testing.assert_allclose(slope.mean(), length * np.exp(-3 * length) / 2, rtol=0.02)
+    assert value.std() > 0 and np.isfinite(of(jnp.inf, keys[0]))
+
+
 def companion_of(data, space):
     scene = data.scene
     return scenes.Scene(space, SIDE, SIDE, scene.cameras, scene.names, scene.splits)
@@ -497,6 +514,10 @@ def test_a_scene_comes_back_from_its_file(folder, tmp_path):
         ({"step": Step(precision="bfloat16")}, "needs float32"),
         ({"step": Step(accumulate=2)}, "rays are not accumulated"),
         ({"task": NeRF(SMALL_GRID, background="learned")}, "the pictures of scene are transparent"),
+        (
+            {"task": NeRF(Proposals((4, 4, 4)), sparsity=1e-3)},
+            "task.sparsity asks places of the scene's box",
+        ),
         ({"task": NeRF(refine=-1.0)}, "task.refine is -1.0"),
         ({"data": Images()}, "learns from Views"),
         ({"data": Views(views=(3, 0, 2))}, "data.views is"),

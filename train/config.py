@@ -154,6 +154,8 @@ class Pairs(Pictures):
     distinct: bool = False  # no caption twice in a batch, where the source has concepts (glyphs)
     alike: int = 1  # so many of like captions come into a batch together: hard negatives
     bag: bool = False  # the words of a caption sorted: what a bag of words knows
+    # The share of a caption's words left out in training (word dropout, Iyyer et al., ACL 2015).
+    forget: float = 0.0
 
     def check(self) -> None:
         from train.data import captions, tokens
@@ -166,6 +168,8 @@ class Pairs(Pictures):
                 )
         if not self.templates:
             raise ConfigError('data.templates is empty: ("{}",) leaves captions as they are')
+        if not 0 <= self.forget < 1:
+            raise ConfigError(f"data.forget is {self.forget}, but must be in [0, 1)")
         if not 1 <= self.alike <= self.batch_size or self.batch_size % self.alike:
             raise ConfigError(
                 f"data.alike is {self.alike}, but must divide data.batch_size, {self.batch_size}"

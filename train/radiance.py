@@ -28,6 +28,7 @@ ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "huber": lambda x, y: optax.losses.huber_loss(x, y, delta=DELTA).mean(axis=-1) / DELTA,
     "squared": lambda x, y: ((x - y) ** 2).mean(axis=-1),
 }
+ANYWHERE = 512  # places that a batch asks for `task.sparsity`
 GRID = 2**31 - 1  # no step: what the grid's randomness is folded from
 CAMERAS, BACKGROUND = "cameras", "background"  # parameters besides the model's
 MOVES = ("turn", "shift")
@@ -194,15 +195,27 @@ def objective(task: Any, data: Dataset, ask: Ask, space: Space) -> Loss:
     kind = data.scene.background if task.background == "scene" else task.background
 
     def loss(params: Any, vars: Any, batch: Batch, rng: jax.Array) -> Any:
-        draw, behind, along = jax.random.split(rng, 3)
+        draw, behind, along, anywhere = jax.random.split(rng, 4)
         batch = data.drawn(batch, draw)
         rows = seen(data, batch, kind, behind, in_units(task, params))
         asked = ask({"params": params, **vars})
         found = LEARN[type(space.sampler)](task, asked, space, rows, along, batch)
-        total = (found.error * found.counts).sum() / found.counts.sum().clip(1)
-        return total + found.more, (vars, found.metrics)
+        total = (found.error * found.counts).sum() / found.counts.sum().clip(1) + found.more
+        if task.sparsity:
+            total += task.sparsity * opacity_anywhere(asked, space, anywhere)
+        return total, (vars, found.metrics)
 
     return loss
+
+
+def opacity_anywhere(asked: Asked, space: Space, key: jax.Array) -> jax.Array:
+    """Mean of 1 − exp(−λ σ) over places drawn from the box (PlenOctrees, arXiv:2103.14024, section
+    3.2), λ being a hundredth of its diagonal. What no view shows has no other say."""
+    low, high = samplers.corners(space)
+    drawn = jax.random.uniform(key, (ANYWHERE, 3))
+    places = low[None] + drawn * (high - low)[None]
+    length = float(np.linalg.norm(high - low)) / 100
+    return -jnp.expm1(-length * asked.density(places)).mean()
 
 
 def psnr_of(found: jax.Array, truth: jax.Array, counts: jax.Array) -> jax.Array:

@@ -114,6 +114,8 @@ class Dataset(Pictured):
     def read(self, example: Example, rng: np.random.Generator) -> tuple[Picture, Mapping[str, Any]]:
         view: View = drawn(example["views"], rng)
         caption, template = drawn(view.captions, rng), drawn(self.cfg.templates, rng)
+        if self.cfg.forget:
+            caption = without_some(caption, self.cfg.forget, rng)
         return view.picture(), {"tokens": self._row(caption, template)}
 
     @cached_property
@@ -141,6 +143,15 @@ class Dataset(Pictured):
         decoded = [decode(picture, self.cfg.channels) for picture in some]
         found = [evaluation_transform(image, self.cfg.image_size) for image in decoded]
         return np.array(found, np.uint8).reshape(-1, *self.shape)
+
+
+def without_some(caption: str, share: float, rng: np.random.Generator) -> str:
+    """Without each of its words by that chance, but not without all."""
+    words = caption.split()
+    kept = rng.random(len(words)) >= share
+    if not kept.any():
+        return drawn(words, rng) if words else caption
+    return " ".join(word for word, stays in zip(words, kept, strict=True) if stays)
 
 
 def drawn(some: Any, rng: np.random.Generator) -> Any:

@@ -40,6 +40,7 @@ class NeRF(Task):
     loss: Literal["huber", "squared"] = "huber"
     # Behind what is transparent, in training; "learned": one colour behind all, of opaque pictures.
     background: Literal["random", "scene", "learned"] = "random"
+    sparsity: float = 0.0  # weight of the opacity of random places: empties what no view shows
     refine: float = 0.0  # how fast cameras move, times optim.lr; 0: they are where they are said
     near: float = 0.05  # world units: nothing is nearer to a camera
     drawn: int = 4  # views of the sheet of an evaluation
@@ -60,7 +61,7 @@ class NeRF(Task):
         for key in ("room", "every", "groups", "anneal"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be positive")
-        for key in ("near", "whole", "prune", "distortion", "drawn", "refine"):
+        for key in ("near", "whole", "prune", "distortion", "drawn", "refine", "sparsity"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"task.{key} is {getattr(self, key)}, but must be 0 or more")
         if not 0 < self.decay < 1:
@@ -86,6 +87,11 @@ class NeRF(Task):
                 "Hierarchical"
             )
         check_float32(cfg)
+        if self.sparsity and isinstance(self.sampler, Proposals):
+            raise ConfigError(
+                "task.sparsity asks places of the scene's box, but Proposals know no box: set it "
+                "to 0; task.distortion draws samples together there"
+            )
         if cfg.step.accumulate != 1:
             raise ConfigError(
                 "step.accumulate: rays are not accumulated; lower data.batch_size and task.room, "
