@@ -2,9 +2,9 @@
 
     python -m train nerf_scene [--seed N --data.seed N]
 
-The networks and samples are the paper's made small (4 × 64 instead of 8 × 256, 32 coarse and 32 fine
-samples a ray instead of 64 and 128), and a batch has 512 rays instead of 4,096: a field that a CPU
-can ask often enough in minutes.
+The networks and samples are the paper's made small (4 × 64 instead of 8 × 256, 32 coarse and 32
+fine samples a ray instead of 64 and 128), and a batch has 512 rays instead of 4,096: a field that a
+CPU can ask often enough in minutes.
 Result: not yet run.
 """
 

@@ -3,9 +3,22 @@
     python -m train ngp_scene [--seed N --data.seed N]
 
 Pictures are 200×200; 20 views are held out to test, 10 to validate. The recipe is for a CPU: small
-batches of samples, small networks. `psnr_blank` and `psnr_nearest` stand beside: a picture of the
-background, and the training view from the nearest place.
-Result: not yet run with these numbers.
+batches of samples, small networks. Backgrounds are random, so that what is empty cannot be a haze
+of the background's colour; `sparsity` empties what no view shows. `psnr_blank` and `psnr_nearest`
+stand beside: a picture of the background, and the training view from the nearest place.
+
+Result: seeds 0 and 1, on 2 cores (x86-64, no accelerator), Python 3.13.0, jax 0.12.0.1, 261 and
+253 s of training (compilation and updates of the grid in it), with `python -m train ngp_scene
+--seed N --data.seed N`. Of the 20 test views:
+
+    psnr              35.02, 34.88 dB
+    psnr_min          32.66, 32.57       the lowest of a view
+    psnr_foreground   32.49, 32.33       of the pixels that show something
+    ssim              0.990, 0.990
+    depth_error       0.018, 0.018       the scene is 2 wide
+    psnr_blank, psnr_nearest   5.76, 13.85
+
+After 2,500 steps, 86 and 76 s, the validation views have 30.72 and 31.08 dB.
 """
 
 from train.config import Experiment, Model, Optim, Views

@@ -313,7 +313,7 @@ def test_sparsity_empties_what_nothing_else_speaks_for():
         return radiance.opacity_anywhere(asked, space, key)
 
     keys = jax.random.split(jax.random.key(0), 50)
-    value, slope = jax.vmap(jax.value_and_grad(of), (None, 0))(3.0, keys)
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(of), (None, 0)))(3.0, keys)
     np.testing.assert_allclose(value.mean(), (1 - np.exp(-3 * length)) / 2, rtol=0.02)
     np.testing.assert_allclose(slope.mean(), length * np.exp(-3 * length) / 2, rtol=0.02)
     assert value.std() > 0 and np.isfinite(of(jnp.inf, keys[0]))
