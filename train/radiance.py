@@ -209,8 +209,8 @@ def objective(task: Any, data: Dataset, ask: Ask, space: Space) -> Loss:
 
 
 def opacity_anywhere(asked: Asked, space: Space, key: jax.Array) -> jax.Array:
-    """Mean of 1 − exp(−λ σ) over places drawn from the box (PlenOctrees, arXiv:2103.14024, section
-    3.2), λ being a hundredth of its diagonal. What no view shows has no other say."""
+    """Mean of 1 − exp(−λ σ) over places drawn from the box, the sparsity prior of PlenOctrees
+    (arXiv:2103.14024), λ being a hundredth of its diagonal. What no view shows has no other say."""
     low, high = samplers.corners(space)
     length = float(np.linalg.norm(high - low)) / 100
     inside = jax.random.uniform(key, (ANYWHERE, 3))

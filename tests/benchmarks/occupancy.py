@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))  # so what follows is imported below it (E402)
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from train import loop, novelviews, serialise  # noqa: E402
@@ -79,8 +80,9 @@ def throughput(run: Any, state: Any, rounds: int, steps: int) -> dict[str, float
             own = replace(cfg, task=task)
         side = loop.prepare(own)
         # Its own copy: an update consumes the state that it is given. No step is due at step 1.
-        first = jax.tree.map(lambda x: x.copy(), state.replace(rng=state.rng))
-        first = first.replace(step=first.step * 0 + 1, extra={**first.extra, "grid": grid})
+        first = state.replace(extra={**state.extra, "grid": jax.tree.map(jnp.asarray, grid)})
+        first = jax.tree.map(lambda x: x.copy(), first)
+        first = first.replace(step=first.step * 0 + 1)
         batches = [side.put(batch) for batch, _ in zip(side.data.train(), range(8), strict=False)]
         sides[name] = [side.update, first, batches]
     found: dict[str, list[float]] = {name: [] for name in sides}
