@@ -11,8 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from train import config, serialise
+from train import check as rules
+from train import serialise
 from train.__main__ import main
+from train.check import check
 from train.config import (
     ConfigError,
     Experiment,
@@ -72,7 +74,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 def attempt(values: Any) -> str:
     """The message of the ConfigError that the values raise; empty if they are good."""
     try:
-        config.check(serialise.from_dict(values))
+        check(serialise.from_dict(values))
     except ConfigError as error:
         return str(error)
     return ""
@@ -116,8 +118,8 @@ def misspelt() -> list[tuple[dict[str, Any], str]]:
 
 
 def out_of_range() -> list[tuple[dict[str, Any], str]]:
-    below, shares = (config.POSITIVE, (0, -3)), (config.SHARES, (-0.1, 1.1))
-    table = (below, shares, (config.NOT_NEGATIVE, (-1,)), (config.SIZES, (0, -2)))
+    below, shares = (rules.POSITIVE, (0, -3)), (rules.SHARES, (-0.1, 1.1))
+    table = (below, shares, (rules.NOT_NEGATIVE, (-1,)), (rules.SIZES, (0, -2)))
     return [
         (changed(**{key: type_of(key)(bad)}), f"{key} is {type_of(key)(bad)}, but must be")
         for keys, bads in table
@@ -230,7 +232,7 @@ TOGETHER = [
 @pytest.mark.parametrize("task, data, model, message", TOGETHER)
 def test_task_data_and_model_are_made_for_each_other(task, data, model, message):
     with pytest.raises(ConfigError, match=message):
-        config.check(Experiment(task=task, data=data, model=Model(model)))
+        check(Experiment(task=task, data=data, model=Model(model)))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_task_data_and_model_are_made_for_each_other(task, data, model, message)
 )
 def test_sizes_of_text_are_checked_before_it_is_read(options, message):
     with pytest.raises(ConfigError, match=message):
-        config.check(Experiment(task=LM(), data=Text(), model=Model("gpt2", options)))
+        check(Experiment(task=LM(), data=Text(), model=Model("gpt2", options)))
 
 
 @pytest.mark.parametrize("name", ["gpt_text", "gpt2_124m", "resnet_imagenet"])
@@ -334,7 +336,7 @@ def test_every_shipped_config_is_good_and_survives_json(name):
     }
     data = dataclasses.replace(experiment.data, **embedded[type(experiment.data)])
     here = dataclasses.replace(experiment, data=data)
-    assert config.check(here) == here
+    assert check(here) == here
 
 
 def test_lists_and_whole_numbers_become_tuples_and_floats():
@@ -343,7 +345,7 @@ def test_lists_and_whole_numbers_become_tuples_and_floats():
         optim=Optim(lr=1, decay=[".*kernel"]),
         task=Classify(),
     )
-    strict = config.check(loose)
+    strict = check(loose)
     assert strict.optim.decay == (".*kernel",) and isinstance(strict.optim.lr, float)
     assert strict.model.options == {"widths": (8, 8, 8)}
 

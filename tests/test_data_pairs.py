@@ -21,6 +21,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image
 
 from train import config
+from train.check import check
 from train.config import ConfigError, Pairs
 from train.data import captions, glyphs, pairs, pipeline, shards
 from train.data.glyphs import EM, FACES, SEEN, TEST, VALIDATION, Glyph, render
@@ -650,7 +651,7 @@ def test_pictures_that_are_missing_are_counted(tmp_path):
 )
 def test_a_bad_option_is_named_with_the_way_out(changes, message):
     with pytest.raises(ConfigError, match=message):
-        config.check(config.Experiment(data=Pairs(**changes), task=config.Task()))
+        check(config.Experiment(data=Pairs(**changes), task=config.Task()))
 
 
 def test_pairs_are_checked_without_heavy_imports(tmp_path):

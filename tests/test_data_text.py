@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from train import config, serialise
+from train.check import check
 from train.config import ConfigError, LabelledText, Text
 from train.data import corpora, labelled, packing, text, tokens
 from zoo.text import ByteTokenizer, families, train_bpe
@@ -326,7 +327,7 @@ def test_a_bad_source_is_named_with_the_way_out(source, message):
 )
 def test_a_bad_option_is_named_before_anything_runs(changes, message):
     with pytest.raises(ConfigError, match=message):
-        config.check(config.Experiment(data=Text(**changes)))
+        check(config.Experiment(data=Text(**changes)))
 
 
 def test_text_is_checked_without_heavy_imports():

@@ -17,6 +17,7 @@ import zoo
 from tests import runner, test_processes
 from train import evaluate, loop, optim, pretrained, serialise, workdir
 from train.__main__ import main, parse
+from train.check import check
 from train.config import (
     Checkpoint,
     ConfigError,
@@ -27,7 +28,6 @@ from train.config import (
     Optim,
     Parallel,
     Step,
-    check,
 )
 from train.state import State, Task
 from train.tasks.classify import Classify

@@ -17,6 +17,7 @@ from PIL import Image
 import zoo
 from tests.test_step import assert_agree, compiled
 from train import loop, pictures, pretrained, retrieval
+from train.check import check
 from train.config import (
     Checkpoint,
     ConfigError,
@@ -28,7 +29,6 @@ from train.config import (
     Pairs,
     Parallel,
     Step,
-    check,
 )
 from train.data import pairs
 from train.tasks import contrastive

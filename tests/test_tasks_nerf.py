@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import zoo
 from tests.test_step import assert_agree
 from train import loop, novelviews, radiance
+from train.check import check
 from train.config import (
     ConfigError,
     Experiment,
@@ -23,7 +24,6 @@ from train.config import (
     Parallel,
     Step,
     Views,
-    check,
 )
 from train.data import views
 from train.tasks.nerf import NeRF, space_of

@@ -20,7 +20,8 @@ from PIL import Image
 
 from tests.test_step import assert_agree, compiled
 from train import loop
-from train.config import ConfigError, Experiment, Model, Optim, Parallel, Picture, Step, check
+from train.check import check
+from train.config import ConfigError, Experiment, Model, Optim, Parallel, Picture, Step
 from train.data import pixels
 from train.tasks import picture
 from train.tasks.picture import FitPicture
@@ -249,7 +250,7 @@ def test_bad_data_are_refused_with_the_way_out(changes, message, cfg, tmp_path):
 def test_what_can_be_seen_on_the_disk_is_checked_without_jax():
     code = (
         "import sys\n"
-        "from train.config import ConfigError, check\n"
+        "from train.check import check\nfrom train.config import ConfigError\n"
         "from train.serialise import load\n"
         "from dataclasses import replace\n"
         "cfg = check(load('ngp_picture'))\n"

@@ -18,6 +18,7 @@ import pytest
 import zoo
 from tests.test_text import llama_json
 from train import language, loop, metrics, workdir
+from train.check import check
 from train.config import (
     ConfigError,
     Experiment,
@@ -27,7 +28,6 @@ from train.config import (
     Optim,
     Setup,
     Text,
-    check,
 )
 from train.tasks.lm import LM
 from train.tasks.mlm import MLM

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from train import serialise, workdir
-from train.config import ConfigError, Experiment, Init, Missing, check
+from train.check import check
+from train.config import ConfigError, Experiment, Init, Missing
 
 USAGE = """usage: python -m train CONFIG [--workdir DIR] [--section.key VALUE …]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train import serialise, workdir
-from train.config import ConfigError, Parallel, check
+from train.check import check
+from train.config import ConfigError, Parallel
 
 
 class Evaluation(NamedTuple):

@@ -10,8 +10,9 @@ import jax
 
 import zoo
 from train import log, parallel, pretrained, workdir
+from train.check import check_together
 from train.checkpoint import Checkpoints
-from train.config import ConfigError, Experiment, Setup, check_together
+from train.config import ConfigError, Experiment, Setup
 from train.data.pipeline import background, prefetch
 from train.interrupt import Interrupts, Stopped
 from train.state import State, Task
@@ -83,7 +84,7 @@ class Run(NamedTuple):
 
 def prepare(cfg: Experiment) -> Run:
     """Opens the data, builds the task, compiles nothing yet. Raises ConfigError."""
-    check_together(cfg)  # for those who call it without `config.check`
+    check_together(cfg)  # for those who call it without `train.check.check`
     mesh = parallel.make_mesh(cfg.parallel)
     parallel.check_batch(mesh, cfg.data.batch_size, cfg.step.accumulate)
     data = cfg.data.open()

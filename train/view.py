@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from train import serialise, workdir
-from train.config import ConfigError, Parallel, check
+from train.check import check
+from train.config import ConfigError, Parallel
 
 
 def main(arguments: list[str] | None = None) -> int:
