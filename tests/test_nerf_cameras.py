@@ -241,7 +241,7 @@ def test_the_derivative_of_a_ray_is_that_of_the_implicit_function():
     np.testing.assert_allclose(ours[1], -np.linalg.solve(by_point, by_lens), atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [0.0, 1e-5, 2e-3, 0.3, 3.0])
+@pytest.mark.parametrize("length", [0.0, 1e-5, 2e-3, 0.08, 0.3, 3.0])
 def test_a_camera_is_turned_about_itself_as_scipy_turns_it(length):
     rng = np.random.default_rng(0)
     turn = rng.normal(size=(5, 3))

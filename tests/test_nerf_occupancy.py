@@ -223,6 +223,18 @@ def test_marching_matches_a_loop_over_one_ray(levels, cone):
     assert used[:-2].any(axis=1).sum() > 15 and not used[-2:].any()
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_nothing_is_sampled_outside_of_the_grid(levels):
+    grid = occupancy.create(LOW, HIGH, resolution=4, levels=levels)
+    rays, near, far = rays_through(grid)
+    found = march(grid, rays, 0 * near, far + 5, slots=None, steps=256, step=0.05)
+    places = np.asarray(rays.at(found.t))
+    low, high = (np.asarray(x) for x in occupancy.bounds(grid))
+    inside = ((places >= low) & (places <= high)).all(axis=-1)
+    np.testing.assert_array_equal(np.asarray(found.delta) > 0, inside)
+    assert inside.any() and not inside.all()
+
+
 def test_more_samples_than_slots_are_spread_over_the_whole_ray():
     grid = filled()
     rays, near, far = rays_through(grid)

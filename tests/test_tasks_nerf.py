@@ -78,7 +78,10 @@ def steps(cfg: Experiment, count: int = 3):
 
 
 def opened(folder, draw="device"):
-    return replace(experiment(folder).data, draw=draw).open()
+    """The views that train are not the first ones."""
+    data = replace(experiment(folder).data, draw=draw).open()
+    splits = {"train": np.array([1, 3, 6, 7]), "validation": np.array([0, 4])}
+    return replace(data, scene=replace(data.scene, splits=splits | {"test": np.array([2, 5])}))
 
 
 @pytest.mark.parametrize("draw", ["device", "host"])
