@@ -149,7 +149,7 @@ def digest(parts: Sequence[Part]) -> str:
     found = hashlib.sha256()
     for array in (array for part in parts for array in part if array is not None):
         found.update(f"{array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 

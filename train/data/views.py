@@ -93,7 +93,7 @@ class Dataset:
         """Of pictures, cameras and what trains."""
         scene, found = self.scene, hashlib.sha256(repr(self.scene.images.shape).encode())
         for part in (scene.images, *scene.cameras, scene.splits["train"]):
-            found.update(np.ascontiguousarray(part))
+            found.update(np.ascontiguousarray(part).data)
         return found.hexdigest()
 
     def evaluate(self, split: str) -> tuple[Iterator[pipeline.Batch], pipeline.Skips]:

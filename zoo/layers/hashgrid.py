@@ -19,7 +19,7 @@ from functools import partial, reduce
 from importlib.metadata import version
 from itertools import product
 from operator import add, mul, xor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -164,7 +164,7 @@ def interpolate(
     Computed in float32 at least, as is the gradient of the table: summed by `sums`.
     """
     exact = table.astype(jnp.promote_types(table.dtype, jnp.float32))
-    rows = look_up(exact, index, sums)
+    rows: Any = look_up(exact, index, sums)  # of custom_vjp, older versions of jax say no type
     return reduce(add, [w[:, None] * row for w, row in zip(weight, rows, strict=True)])
 
 
