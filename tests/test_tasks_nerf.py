@@ -311,9 +311,10 @@ def test_sparsity_empties_what_nothing_else_speaks_for():
     length = 12**0.5 / 100
 
     def of(sigma, key):
-        left = lambda points: jnp.where(points[:, 0] < 0, sigma, 0)  # noqa: E731
-        asked = samplers.Asked(None, None, left, [])  # type: ignore[arg-type]
-        return radiance.opacity_anywhere(asked, space, key)
+        def left(points):
+            return jnp.where(points[:, 0] < 0, sigma, 0)
+
+        return radiance.opacity_anywhere(ball()._replace(density=left), space, key)
 
     keys = jax.random.split(jax.random.key(0), 50)
     value, slope = jax.jit(jax.vmap(jax.value_and_grad(of), (None, 0)))(3.0, keys)
