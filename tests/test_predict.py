@@ -18,7 +18,7 @@ from train.data import augment
 from train.data.images import open_images
 from zoo.__main__ import chart, main
 from zoo.card import Card, Preprocess, stated
-from zoo.models import resnet
+from zoo.models import gpt, resnet
 from zoo.preprocess import CONVENTIONS, Unreadable, decode, fit, prepare, resized
 
 pytestmark = pytest.mark.quick
@@ -432,6 +432,15 @@ def test_what_cannot_be_predicted_is_one_message_and_exit_code_2(call, digits, c
     assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("error: ") == 1
     for part in FAILED[call]:
         assert part.replace("FOLDER", str(digits)) in shown.err
+
+
+def test_a_model_that_takes_no_pictures_says_what_it_takes(tmp_path, digits, capsys):
+    model = gpt.GPT(gpt.TINY)
+    zoo.save(model, zoo.init(model, jax.random.key(0)), tmp_path / "gpt")
+    assert main(["predict", str(tmp_path / "gpt"), str(digits / "8.png")]) == 2
+    assert "is no classifier of pictures, but a model of GPT, which takes tokens" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "many"])

@@ -162,7 +162,12 @@ def _check_classes(source: str, model: Any, classes: Sequence[str] | None) -> No
             f"{source} has no classes of its own, for it compares pictures with texts: name them, "
             "such as --classes 'cat,dog'"
         )
-    elif not getattr(model.config, "num_classes", 0):
+    elif not hasattr(model.config, "num_classes"):
+        raise ValueError(
+            f"{source} is no classifier of pictures, but a model of {type(model).__name__}, which "
+            f"takes {', '.join(zoo.example(model))}"
+        )
+    elif not model.config.num_classes:
         raise ValueError(
             f"{source} has no head: it gives features, not classes; fine-tune it with "
             "num_classes=, or pass weights that were trained to classify"

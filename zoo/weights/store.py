@@ -20,7 +20,6 @@ from zoo.card import Card, stated
 from zoo.spec import sides
 from zoo.weights import convert, formats, hub
 from zoo.weights.convert import Format, Row, WeightsError
-from zoo.weights.slots import aligned
 
 logger = logging.getLogger("zoo")
 # What the wrong kind of value in a file may raise in the functions that read sizes from it.
@@ -70,7 +69,7 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     changed = [p for p in shapes if p not in found or found[p].shape != shapes[p].shape]
 
     def put(path: str, array: np.ndarray) -> Any:
-        return array if path in changed else _put(_cast(page, path, array, dtype))
+        return array if path in changed else jax.device_put(_cast(page, path, array, dtype))
 
     rows = held.format.rows(held.config)
     loaded = convert.load(held.tensors, rows, found, held.format.ignored, put)
@@ -91,17 +90,6 @@ def load(path: Path, *, dtype: Any = None, **sizes: Any) -> tuple[Any, dict[str,
     if sizes.get("num_classes") not in (None, getattr(held.config, "num_classes", None)):
         card = replace(card, labels=())
     return model, tree.unflatten({path: loaded[path] for path in shapes}), card
-
-
-def _put(array: np.ndarray) -> jax.Array:
-    """On the default device. A transposed array is laid out in strips of columns, five times as
-    fast as at once, and so aligned that a CPU's XLA takes the memory as it is."""
-    if not array.flags.c_contiguous:
-        strided = array
-        array = aligned(strided.nbytes).view(strided.dtype).reshape(strided.shape)
-        for i in range(0, strided.shape[-1], 64):
-            array[..., i : i + 64] = strided[..., i : i + 64]
-    return jax.device_put(array)
 
 
 def _resized(page: str, held: Any, sizes: Mapping[str, Any], path: Path) -> Any:
