@@ -198,6 +198,26 @@ def test_a_small_division_holds_back_what_its_rule_allows():
     assert 6 < len(many.test) <= 12 and "!" not in many.test
 
 
+def test_settings_are_chosen_by_what_the_test_never_shows(data):
+    """glyphs_dev has a test as large and as hard, all of it from what glyphs trains on."""
+    dev = replace(GLYPHS, source="glyphs_dev").open()
+    seen, known = (set().union(*split_captions(x, "train")) for x in (dev, data))
+    held = held_back(dev)
+    assert len(split_captions(dev, "test")) == TEST and len(held["order"]) > 20
+    assert seen | held["test"] | held["order"] <= known
+    assert not seen & (held["test"] | held["order"] | held["validation"])
+    assert held["validation"] == held_back(data)["validation"]
+    counts = Counter(word for caption in seen for word in set(caption.split()))
+    assert min(counts[word] for caption in held["test"] for word in caption.split()) >= SEEN
+    hidden = {e["views"][0].image.tobytes() for e in data.source.splits["test"]}
+    hidden |= {v.image.tobytes() for pair in data.source.beside["test"].order for v in pair}
+    for split in HELD:
+        beside = dev.source.beside[split]
+        shown = [*(e["views"][0].image for e in dev.source.splits[split]), *beside.distractors]
+        shown += [view.image for pair in beside.order for view in pair]
+        assert not hidden & {image.tobytes() for image in shown}
+
+
 # ---- glyphs: batches ----
 
 

@@ -1,6 +1,7 @@
 """Where pictures with captions come from: random-access splits, opened by name. Needs no jax.
 
     glyphs                 characters of matplotlib's DejaVu faces with their Unicode names, 32×32
+    glyphs_dev             its training side, divided again alike: settings are chosen by its test
     pairs:FILE             a table (.csv, .tsv) or JSON objects, one a line (.jsonl, .jsonl.gz), of
                            paths below the file's folder and captions
     wds:GLOB               tar shards with KEY.jpg and KEY.txt (or KEY.json): "wds:~/laion/*.tar"
@@ -182,12 +183,16 @@ def open_glyphs(_: str, cfg: Pairs) -> Captioned:
     """One picture for each face that has a character, 32×32×1, with its name.
 
     `train.data.glyphs.division` says what is held back: captions never seen, made of words that
-    are. To train on, an example is a character in all its faces, or with `data.distinct` a family
+    are; of "glyphs_dev", `rehearsal`. To train on, an example is a character in all its faces, or with `data.distinct` a family
     of twins. Evaluation has one picture of each, in the first face that has it.
     """
     from train.data import glyphs  # it draws for seconds, so only where it is used
 
     found, division = glyphs.concepts(), glyphs.division()
+    if cfg.source == "glyphs_dev":  # what `glyphs` tests stays unseen, also as a distractor
+        known = {*division.validation, *(c for family in division.train for c in family)}
+        found = {character: found[character] for character in found if character in known}
+        division = glyphs.rehearsal()
     seen = division.train if cfg.distinct else [(c,) for family in division.train for c in family]
 
     def views(characters: Iterable[str]) -> list[View]:
@@ -203,7 +208,7 @@ def open_glyphs(_: str, cfg: Pairs) -> Captioned:
 
     order = [(shown[a], shown[b]) for a, b in division.order]
     return Captioned(
-        "glyphs",
+        cfg.source,
         glyphs.LICENCE,
         {
             "train": Examples([views(characters) for characters in seen]),
@@ -469,6 +474,7 @@ def _check_features(tfds: Any, features: Any, cfg: Pairs) -> None:
 
 SOURCES = {
     "glyphs": Kind("glyphs", sources.check_glyphs, open_glyphs),
+    "glyphs_dev": Kind("glyphs_dev", sources.check_glyphs, open_glyphs),
     "pairs": Kind("pairs:FILE", check_pairs, open_pairs),
     "wds": Kind("wds:GLOB", check_wds, open_wds),
     "tfds": Kind("tfds:NAME[:VERSION]", sources.check_tfds, open_tfds),

@@ -172,6 +172,18 @@ def division() -> Division:
     return divide(captions, twins(pictures), TEST, VALIDATION)
 
 
+@cache
+def rehearsal() -> Division:
+    """The training side of `division`, divided once more by the same rule, so that settings can be
+    chosen by what is as hard as the test: 500 captions and every other group that is left. Its
+    validation is that of `division`; what that tests is not in it."""
+    found, whole = concepts(), division()
+    families = {family[0]: family for family in whole.train}
+    kin = {character: first for first, family in families.items() for character in family}
+    captions = {character: found[character].caption for character in kin}
+    return divide(captions, kin, TEST, 0)._replace(validation=whole.validation)
+
+
 def divide(
     captions: Mapping[str, str], kin: Mapping[str, str], test: int, validation: int
 ) -> Division:

@@ -56,6 +56,7 @@ def stack(
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=depth,
+        check_constancy_invariants=False,  # nothing is broadcast: so blocks are traced once
     )
     x, _ = scan(block(name="blocks"), x, each)
     return x

@@ -258,7 +258,8 @@ def _recognise(
             raise WeightsError(f"{path}: written for page {page!r}, which this version has not")
         return page, _own(page)
     kind = facts.get("model_type")
-    for page in families():
+    # A page is often called as its model_type: the tables of the others are not imported then.
+    for page in sorted(families(), key=lambda page: page != kind):
         if kind is not None and kind not in getattr(table(page), "MODEL_TYPES", ()):
             continue
         for format in table(page).FORMATS.values():
@@ -358,7 +359,9 @@ def _shapes(page: str, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
         start = table(page).SCAN_START
         return {name: tree.unstacked(leaves, start) for name, leaves in variables.items()}
 
-    return tree.flatten(jax.eval_shape(init, jax.random.key(0), zoo.example(model)))
+    # The shape of a key is enough: a key is computed, by a program that is compiled first.
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return tree.flatten(jax.eval_shape(init, key, zoo.example(model)))
 
 
 def _card(path: Path, page: str, config: Any, facts: Mapping[str, Any]) -> Card:
