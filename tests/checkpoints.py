@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,9 @@ from zoo import tree
 from zoo.weights import convert
 
 
+@cache
 def shapes_of(model: Any) -> Any:
+    """Of all variables. Tests write the same tiny models over and over, and a trace takes long."""
     return jax.eval_shape(model.init, jax.random.key(0), **zoo.example(model))
 
 

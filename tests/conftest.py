@@ -1,7 +1,9 @@
 """The ground of every test: eight CPU devices, strict shapes, full precision, no warnings."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,19 @@ os.environ |= {
 }
 sys.path.insert(0, str(ROOT))
 
+# What one worker, or a process that a test starts, has compiled is not compiled by another. Of one
+# run alone, unless the environment names a folder to keep.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="flax-zoo-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)

@@ -678,7 +678,7 @@ def test_pairs_are_checked_without_heavy_imports(tmp_path):
     cfg = write_table(tmp_path, simple(2))
     program = (
         "import sys; from train.config import Pairs\n"
-        "for source in ('glyphs', sys.argv[1], 'wds:' + sys.argv[2]):\n"
+        "for source in ('glyphs', 'glyphs_dev', sys.argv[1], 'wds:' + sys.argv[2]):\n"
         "    Pairs(source=source).check()\n"
         "heavy = {'jax', 'grain', 'tensorflow_datasets', 'tensorflow', 'matplotlib'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"

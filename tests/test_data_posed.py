@@ -150,7 +150,8 @@ def quaternion(rotation):
             [0, 0, 0, r[2, 2] - r[0, 0] - r[1, 1]],
         ]
     )
-    return np.linalg.eigh(symmetric, UPLO="U")[1][:, -1]
+    found = np.linalg.eigh(symmetric, UPLO="U")[1][:, -1]
+    return found if found[0] >= 0 else -found  # the same rotation; which sign comes is the CPU's
 
 
 def write_colmap(root, model="OPENCV", suffix=".bin", points=CORNERS):

@@ -141,7 +141,7 @@ class Pairs(Pictures):
     A tokenizer is `words` (every word of the training captions is an id), or what `Text` takes.
     """
 
-    source: str = "glyphs"  # glyphs | pairs:FILE | wds:GLOB | tfds:NAME
+    source: str = "glyphs"  # glyphs | glyphs_dev | pairs:FILE | wds:GLOB | tfds:NAME
     tokenizer: str = "words"
     length: int = 77  # tokens of a caption; what is longer is cut, and keeps its end
     templates: tuple[str, ...] = ("{}",)  # one is drawn for each caption: "a photo of {}"

@@ -183,8 +183,9 @@ def open_glyphs(_: str, cfg: Pairs) -> Captioned:
     """One picture for each face that has a character, 32×32×1, with its name.
 
     `train.data.glyphs.division` says what is held back: captions never seen, made of words that
-    are; of "glyphs_dev", `rehearsal`. To train on, an example is a character in all its faces, or with `data.distinct` a family
-    of twins. Evaluation has one picture of each, in the first face that has it.
+    are; `rehearsal` says it for "glyphs_dev". To train on, an example is a character in all its
+    faces, or with `data.distinct` a family of twins. Evaluation has one picture of each, in the
+    first face that has it.
     """
     from train.data import glyphs  # it draws for seconds, so only where it is used
 

@@ -175,20 +175,26 @@ def division() -> Division:
 @cache
 def rehearsal() -> Division:
     """The training side of `division`, divided once more by the same rule, so that settings can be
-    chosen by what is as hard as the test: 500 captions and every other group that is left. Its
-    validation is that of `division`; what that tests is not in it."""
+    chosen by what is as hard as the test: 500 captions, and every third group that is left, since
+    order is learned from those that stay. Its validation is that of `division`; what that tests is
+    not in it."""
     found, whole = concepts(), division()
     families = {family[0]: family for family in whole.train}
     kin = {character: first for first, family in families.items() for character in family}
     captions = {character: found[character].caption for character in kin}
-    return divide(captions, kin, TEST, 0)._replace(validation=whole.validation)
+    return divide(captions, kin, TEST, 0, every=3)._replace(validation=whole.validation)
 
 
 def divide(
-    captions: Mapping[str, str], kin: Mapping[str, str], test: int, validation: int
+    captions: Mapping[str, str],
+    kin: Mapping[str, str],
+    test: int,
+    validation: int,
+    every: int = 2,
 ) -> Division:
     """captions: by character. kin: for each character the first of its family. test, validation:
-    how many captions to hold back; there may be fewer.
+    how many captions to hold back; there may be fewer. every: of the groups of captions that are of
+    the same words, each so-manyth is held back.
 
     They are taken in the order of a hash of the caption, each as long as its own words and those of
     all others that are held back stay in SEEN captions of the training side.
@@ -196,7 +202,7 @@ def divide(
     families: dict[str, list[str]] = {}
     for character, first in kin.items():
         families.setdefault(first, []).append(character)
-    turned = held_groups(captions)
+    turned = held_groups(captions, every)
     gone = {kin[character] for group in turned for character in group}
     counts = Counter(w for c in captions if kin[c] not in gone for w in words(captions[c]))
     needed: set[str] = set()
@@ -220,13 +226,13 @@ def divide(
     )
 
 
-def held_groups(captions: Mapping[str, str]) -> list[list[str]]:
-    """Every other group of characters whose captions are of the same words in another order."""
+def held_groups(captions: Mapping[str, str], every: int) -> list[list[str]]:
+    """Every so-manyth group of characters whose captions are of the same words in another order."""
     groups: dict[str, list[str]] = {}
     for character, caption in captions.items():
         groups.setdefault(" ".join(sorted(caption.split())), []).append(character)
     several = [key for key in sorted(groups, key=unit_hash) if len(groups[key]) > 1]
-    return [groups[key] for key in several[::2]]
+    return [groups[key] for key in several[::every]]
 
 
 def words(caption: str) -> set[str]:
